@@ -1,0 +1,70 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cbn_deploy.errors import OutputError
+
+__all__ = ["atomic_path", "atomic_write_bytes", "check_writable"]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; when the block ends well it is fsynced and renamed to ``path``.
+
+    If the block raises, the temporary file is removed and whatever was at ``path`` is untouched.
+
+    Raises:
+        OutputError: the folder cannot be created or written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}; choose another folder.") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp creates 0600; give the file the permissions an ordinary open() would have given it.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}; free space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically (see :func:`atomic_path`)."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_writable(folder: Path, needed_bytes: int = 0) -> None:
+    """Raise :class:`OutputError` now if ``folder`` cannot take ``needed_bytes`` later."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable.") as probe:
+            probe.write(b"\0")
+            probe.flush()
+        status = os.statvfs(folder)
+    except OSError as error:
+        raise OutputError(f"Cannot write to {folder}: {error.strerror or error}; choose another folder.") from error
+    free = status.f_bavail * status.f_frsize
+    if free < needed_bytes:
+        raise OutputError(
+            f"{folder} has {free / 1e6:.0f} MB free but about {needed_bytes / 1e6:.0f} MB are needed; "
+            "free space or choose another folder."
+        )

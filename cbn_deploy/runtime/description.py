@@ -1,0 +1,163 @@
+"""What a deployable model says about itself: the metadata of ``model.onnx`` and the JSON beside an engine.
+
+Every field becomes one ``metadata_props`` entry ``cbn.<field>`` whose value is JSON, so that any ONNX reader can use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from cbn_deploy.errors import ModelFileError
+
+__all__ = ["FORMAT_VERSION", "Interpolation", "ModelDescription", "Preprocessing", "ShotGroup", "shot_group"]
+
+FORMAT_VERSION = 1
+_PREFIX = "cbn."
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+ShotGroup = Literal["many", "medium", "few"]
+
+
+def shot_group(training_count: int) -> ShotGroup:
+    """The long-tail literature's groups by TRAINING count: many > 100, medium 20..100, few < 20."""
+    if training_count > 100:
+        return "many"
+    return "medium" if training_count >= 20 else "few"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the model's input; training's evaluation view and the server both read it.
+
+    Attributes:
+        height: input height in pixels.
+        width: input width in pixels.
+        resize_shorter: first resize so that the shorter edge has this many pixels, then crop the centre; ``None``
+            resizes straight to ``(height, width)``.
+        interpolation: resampling filter of that resize.
+        mean: per-channel mean, of pixel values in 0..1.
+        std: per-channel standard deviation, of pixel values in 0..1.
+        channel_order: always "RGB".
+    """
+
+    height: int
+    width: int
+    resize_shorter: int | None = None
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channel_order: Literal["RGB"] = "RGB"
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"height and width must be at least 1, got {self.height} x {self.width}")
+        if self.resize_shorter is not None and self.resize_shorter < max(self.height, self.width):
+            raise ValueError(f"resize_shorter={self.resize_shorter} is smaller than the crop {self.height}x{self.width}")
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {self.interpolation!r}")
+        if self.channel_order != "RGB":
+            raise ValueError(f"channel_order must be 'RGB', got {self.channel_order!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std need three values, std above 0, got {self.mean} and {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """Everything that a server, an evaluator or a person needs to know about a model file.
+
+    Attributes:
+        class_names: K names, in the order of the logits.
+        class_counts: K training counts, so that shot groups can be reported.
+        preprocessing: image -> input tensor.
+        architecture: registry name, such as "resnet32".
+        components: M, the number of Gaussians per layer (0 for a batch-norm model).
+        training_prior: K class probabilities of the training set (what prior correction starts from).
+        source_sha256: SHA-256 of the checkpoint that was exported (empty in a checkpoint).
+        tool_versions: package name -> version, of what made the file.
+        parity: the parity report of the export (empty in a checkpoint).
+        format_version: version of this layout.
+    """
+
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    preprocessing: Preprocessing
+    architecture: str
+    components: int
+    training_prior: tuple[float, ...]
+    source_sha256: str = ""
+    tool_versions: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        classes = len(self.class_names)
+        if classes < 1 or len(self.class_counts) != classes or len(self.training_prior) != classes:
+            raise ValueError(
+                f"class_names, class_counts and training_prior must have one entry a class, got {classes}, "
+                f"{len(self.class_counts)} and {len(self.training_prior)}"
+            )
+
+    @property
+    def shot_groups(self) -> tuple[ShotGroup, ...]:
+        """The shot group of each class."""
+        return tuple(shot_group(count) for count in self.class_counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of plain JSON types (inverse of :meth:`from_dict`)."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ModelDescription:
+        """Rebuild from :meth:`to_dict`'s output.
+
+        Raises:
+            ModelFileError: a field is missing or malformed, or the format version is newer than this package.
+        """
+        try:
+            version = int(plain["format_version"])
+            if version > FORMAT_VERSION:
+                raise ModelFileError(
+                    f"The model has format version {version}, this cbn-deploy reads up to {FORMAT_VERSION}; upgrade cbn-deploy."
+                )
+            preprocessing = dict(plain["preprocessing"])
+            preprocessing["mean"] = tuple(float(v) for v in preprocessing["mean"])
+            preprocessing["std"] = tuple(float(v) for v in preprocessing["std"])
+            return cls(
+                class_names=tuple(str(v) for v in plain["class_names"]),
+                class_counts=tuple(int(v) for v in plain["class_counts"]),
+                preprocessing=Preprocessing(**preprocessing),
+                architecture=str(plain["architecture"]),
+                components=int(plain["components"]),
+                training_prior=tuple(float(v) for v in plain["training_prior"]),
+                source_sha256=str(plain.get("source_sha256", "")),
+                tool_versions=dict(plain.get("tool_versions", {})),
+                parity=dict(plain.get("parity", {})),
+                format_version=version,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"The model's description is incomplete or damaged ({error}); export it again.") from error
+
+    def to_metadata(self) -> dict[str, str]:
+        """``metadata_props`` of an ONNX file: one JSON value a field, keys prefixed with ``cbn.``."""
+        return {_PREFIX + key: json.dumps(value, ensure_ascii=False) for key, value in self.to_dict().items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ModelDescription:
+        """Inverse of :meth:`to_metadata`.
+
+        Raises:
+            ModelFileError: the file carries no description, or a damaged one.
+        """
+        ours = {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith(_PREFIX)}
+        if not ours:
+            raise ModelFileError("The ONNX file does not describe itself (no cbn.* metadata); make it with cbn-export.")
+        try:
+            plain = {key: json.loads(value) for key, value in ours.items()}
+        except json.JSONDecodeError as error:
+            raise ModelFileError(f"The model's metadata is damaged ({error}); export it again.") from error
+        return cls.from_dict(plain)

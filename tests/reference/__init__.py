@@ -1,0 +1,1 @@
+"""Reference implementations and table of tolerances."""
