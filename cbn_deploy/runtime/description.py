@@ -56,7 +56,9 @@ class Preprocessing:
         if self.height < 1 or self.width < 1:
             raise ValueError(f"height and width must be at least 1, got {self.height} x {self.width}")
         if self.resize_shorter is not None and self.resize_shorter < max(self.height, self.width):
-            raise ValueError(f"resize_shorter={self.resize_shorter} is smaller than the crop {self.height}x{self.width}")
+            raise ValueError(
+                f"resize_shorter={self.resize_shorter} is smaller than the crop {self.height}x{self.width}"
+            )
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {self.interpolation!r}")
         if self.channel_order != "RGB":
@@ -75,7 +77,9 @@ class ModelDescription:
         preprocessing: image -> input tensor.
         architecture: registry name, such as "resnet32".
         components: M, the number of Gaussians per layer (0 for a batch-norm model).
-        training_prior: K class probabilities of the training set (what prior correction starts from).
+        training_prior: K class probabilities that ``softmax(logits)`` assumes, which is what prior correction starts from:
+            the training frequencies after plain cross-entropy, uniform after a balanced softmax, whose loss adds the
+            log frequencies to the logits during training only.
         source_sha256: SHA-256 of the checkpoint that was exported (empty in a checkpoint).
         tool_versions: package name -> version, of what made the file.
         parity: the parity report of the export (empty in a checkpoint).
@@ -140,7 +144,9 @@ class ModelDescription:
                 format_version=version,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"The model's description is incomplete or damaged ({error}); export it again.") from error
+            raise ModelFileError(
+                f"The model's description is incomplete or damaged ({error}); export it again."
+            ) from error
 
     def to_metadata(self) -> dict[str, str]:
         """``metadata_props`` of an ONNX file: one JSON value a field, keys prefixed with ``cbn.``."""
