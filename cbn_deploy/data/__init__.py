@@ -1,0 +1,25 @@
+"""Long-tailed images: sources, views, batches, and a doctor for a user's own folders."""
+
+from cbn_deploy.data.config import DataConfig, ViewConfig
+from cbn_deploy.data.digits import load_digits_lt
+from cbn_deploy.data.image_set import ArrayImageSet, FileImageSet, ImageSet, LongTailedData
+from cbn_deploy.data.load import load_data
+from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, evaluation_batches, training_loader
+from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
+
+__all__ = [
+    "ArrayImageSet",
+    "DataConfig",
+    "FileImageSet",
+    "ImageSet",
+    "LongTailedData",
+    "TrainingBatch",
+    "TrainingLoader",
+    "ViewConfig",
+    "evaluation_batches",
+    "load_data",
+    "load_digits_lt",
+    "long_tail_counts",
+    "long_tail_subset",
+    "training_loader",
+]

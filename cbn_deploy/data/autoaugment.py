@@ -1,0 +1,147 @@
+"""AutoAugment's CIFAR-10 policy (Cubuk et al. 2019, Table 7), drawn anew for every image, with Pillow's operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+__all__ = ["CIFAR10_POLICY", "OPERATIONS", "Fill", "autoaugment"]
+
+Fill = tuple[int, int, int]
+SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
+
+# (operation, probability, magnitude 0..9), twice: the 25 sub-policies of the paper's table, in its order.
+CIFAR10_POLICY: tuple[SubPolicy, ...] = (
+    (("invert", 0.1, 7), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.5, 8), ("equalize", 0.9, 2)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 5), ("equalize", 0.5, 1)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 7), ("autocontrast", 0.4, 8)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 3)),
+    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.2, 8), ("equalize", 0.6, 4)),
+    (("color", 0.9, 9), ("equalize", 0.6, 6)),
+    (("autocontrast", 0.8, 4), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("autocontrast", 0.9, 3)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.9, 2), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 8), ("invert", 0.1, 3)),
+    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 1)),
+)
+
+_NEAREST = Image.Resampling.NEAREST
+_AFFINE = Image.Transform.AFFINE
+
+
+def _shear_x(image: Image.Image, level: float, fill: Fill) -> Image.Image:
+    return image.transform(image.size, _AFFINE, (1, 0.3 * level, 0, 0, 1, 0), _NEAREST, fillcolor=fill)
+
+
+def _shear_y(image: Image.Image, level: float, fill: Fill) -> Image.Image:
+    return image.transform(image.size, _AFFINE, (1, 0, 0, 0.3 * level, 1, 0), _NEAREST, fillcolor=fill)
+
+
+def _translate_x(image: Image.Image, level: float, fill: Fill) -> Image.Image:
+    shift = int(150 / 331 * image.width * level)
+    return image.transform(image.size, _AFFINE, (1, 0, -shift, 0, 1, 0), _NEAREST, fillcolor=fill)
+
+
+def _translate_y(image: Image.Image, level: float, fill: Fill) -> Image.Image:
+    shift = int(150 / 331 * image.height * level)
+    return image.transform(image.size, _AFFINE, (1, 0, 0, 0, 1, -shift), _NEAREST, fillcolor=fill)
+
+
+def _rotate(image: Image.Image, level: float, fill: Fill) -> Image.Image:
+    return image.rotate(30 * level, _NEAREST, fillcolor=fill)
+
+
+def _brightness(image: Image.Image, level: float, _: Fill) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(1 + 0.9 * level)
+
+
+def _color(image: Image.Image, level: float, _: Fill) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(1 + 0.9 * level)
+
+
+def _contrast(image: Image.Image, level: float, _: Fill) -> Image.Image:
+    return ImageEnhance.Contrast(image).enhance(1 + 0.9 * level)
+
+
+def _sharpness(image: Image.Image, level: float, _: Fill) -> Image.Image:
+    return ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level)
+
+
+def _posterize(image: Image.Image, level: float, _: Fill) -> Image.Image:
+    return ImageOps.posterize(image, 8 - round(4 * abs(level)))
+
+
+def _solarize(image: Image.Image, level: float, _: Fill) -> Image.Image:
+    return ImageOps.solarize(image, math.ceil(255 * (1 - abs(level))))
+
+
+def _autocontrast(image: Image.Image, _: float, __: Fill) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image, _: float, __: Fill) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _invert(image: Image.Image, _: float, __: Fill) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+Operation = Callable[[Image.Image, float, Fill], Image.Image]
+
+OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+    {
+        "shear_x": _shear_x,
+        "shear_y": _shear_y,
+        "translate_x": _translate_x,
+        "translate_y": _translate_y,
+        "rotate": _rotate,
+        "brightness": _brightness,
+        "color": _color,
+        "contrast": _contrast,
+        "sharpness": _sharpness,
+        "posterize": _posterize,
+        "solarize": _solarize,
+        "autocontrast": _autocontrast,
+        "equalize": _equalize,
+        "invert": _invert,
+    }
+)
+"""Name -> (RGB image, level in [-1, 1], fill colour) -> RGB image; the paper's Table 6 gives the ranges:
+shear 0.3, translate 150/331 of the side, rotate 30 degrees (level > 0 is counter-clockwise), enhancement factors
+0.1 ... 1.9, posterize 8 ... 4 bits, solarize threshold 255 ... 0. Posterize and solarize ignore the level's sign."""
+
+
+def autoaugment(image: Image.Image, rng: np.random.Generator, fill: Fill) -> Image.Image:
+    """Apply one random sub-policy; geometric and enhancing operations take a random sign.
+
+    Args:
+        image: RGB.
+        rng: the image's own generator; five numbers are drawn, whatever they turn out to be.
+        fill: colour of what moves in from outside.
+    """
+    choice, *uniforms = rng.random(5).tolist()
+    sub_policy = CIFAR10_POLICY[int(choice * len(CIFAR10_POLICY))]
+    for (name, probability, magnitude), chance, sign in zip(sub_policy, uniforms[:2], uniforms[2:], strict=True):
+        if chance < probability:
+            level = magnitude / 9 if sign < 0.5 else -magnitude / 9
+            image = OPERATIONS[name](image, level, fill)
+    return image

@@ -1,0 +1,182 @@
+"""Labelled images, in memory or on disk, behind one small interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cbn_deploy.errors import DataError, ImageError
+from cbn_deploy.runtime.description import Preprocessing
+from cbn_deploy.runtime.preprocessing import decode_image, resize
+
+__all__ = ["ArrayImageSet", "FileImageSet", "ImageSet", "LongTailedData", "read_image"]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode one image file to RGB.
+
+    Raises:
+        DataError: the file cannot be read.
+        ImageError: it is no image, damaged, or too large.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return decode_image(content)
+
+
+class ImageSet(ABC):
+    """n labelled images.
+
+    Attributes:
+        labels: int64 (n,) class of every image.
+    """
+
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a person would call the image: its path, or its number in the data set."""
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The RGB image at its own size."""
+
+    @abstractmethod
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """The image at the model's size: uint8 (H, W, 3). Not to be written to."""
+
+    @abstractmethod
+    def fits(self, preprocessing: Preprocessing) -> bool:
+        """Whether :meth:`pixels` already is what ``resize(image, preprocessing)`` would give."""
+
+
+class ArrayImageSet(ImageSet):
+    """Images in memory.
+
+    Args:
+        images: uint8 (n, H, W, 3).
+        labels: (n,) class of each.
+        numbers: (n,) the images' own numbers in the data set they come from.
+    """
+
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.integer], numbers: NDArray[np.integer] | None = None
+    ) -> None:
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise ValueError(f"images must be uint8 (n, H, W, 3), got {images.dtype} {images.shape}")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must have shape ({len(images)},), got {labels.shape}")
+        self.images = images
+        self.labels = labels.astype(np.int64)
+        self.numbers = np.arange(len(images)) if numbers is None else numbers
+
+    def name(self, index: int) -> str:
+        """ "image 17": the image's number in the data set it came from."""
+        return f"image {self.numbers[index]}"
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image."""
+        return Image.fromarray(self.images[index])
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3), a view."""
+        view: NDArray[np.uint8] = self.images[index]
+        return view
+
+    def fits(self, preprocessing: Preprocessing) -> bool:
+        """Whether no resize is needed."""
+        size = (preprocessing.height, preprocessing.width)
+        return preprocessing.resize_shorter in (None, min(size)) and self.images.shape[1:3] == size
+
+
+class FileImageSet(ImageSet):
+    """Image files, decoded on demand; when all fit into ``cache_bytes`` at model size, each is resized only once.
+
+    Args:
+        paths: n files.
+        labels: (n,) class of each.
+        preprocessing: size and resampling of :meth:`pixels`.
+        cache_bytes: upper bound of the memory for resized images; 0 never caches.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], labels: NDArray[np.integer], preprocessing: Preprocessing, cache_bytes: int = 0
+    ) -> None:
+        if labels.shape != (len(paths),):
+            raise ValueError(f"labels must have shape ({len(paths)},), got {labels.shape}")
+        self.paths = tuple(paths)
+        self.labels = labels.astype(np.int64)
+        self.preprocessing = preprocessing
+        self._cached = len(paths) * preprocessing.height * preprocessing.width * 3 <= cache_bytes
+        self._cache: dict[int, NDArray[np.uint8]] = {}
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self.paths[index])
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded RGB image.
+
+        Raises:
+            DataError: the file is missing, damaged or too large.
+        """
+        try:
+            return read_image(self.paths[index])
+        except ImageError as error:
+            raise DataError(f"{self.paths[index]}: {error} Remove it; --check lists every such file.") from error
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Decoded and resized: uint8 (H, W, 3).
+
+        Raises:
+            DataError: the file is missing, damaged or too large.
+        """
+        if index in self._cache:
+            return self._cache[index]
+        pixels = resize(self.image(index), self.preprocessing)
+        if self._cached:
+            self._cache[index] = pixels
+        return pixels
+
+    def fits(self, preprocessing: Preprocessing) -> bool:
+        """Whether size and resampling are the same."""
+
+        def geometry(p: Preprocessing) -> tuple[object, ...]:
+            return p.height, p.width, p.resize_shorter, p.interpolation
+
+        return geometry(preprocessing) == geometry(self.preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongTailedData:
+    """A training set, a test set and what a model needs to know about them.
+
+    Attributes:
+        name: such as "digits-lt".
+        train: the (long-tailed) training images.
+        test: the held-out images, never trained on.
+        class_names: K names in label order.
+        preprocessing: image -> model input, for evaluation and serving.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Training images of each class."""
+        return tuple(np.bincount(self.train.labels, minlength=len(self.class_names)).tolist())

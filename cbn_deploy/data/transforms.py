@@ -1,0 +1,94 @@
+"""The weak and the strong view of a training image (Section 3.4): uint8 in, uint8 out, all randomness from outside."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cbn_deploy.data.autoaugment import Fill, autoaugment
+from cbn_deploy.data.config import ViewConfig
+from cbn_deploy.data.image_set import ImageSet
+from cbn_deploy.runtime.description import Preprocessing
+
+__all__ = ["Views", "cutout", "padded_crop", "resized_crop"]
+
+Pixels = NDArray[np.uint8]
+
+
+def padded_crop(pixels: Pixels, top: int, left: int, padding: int) -> Pixels:
+    """Pad every side of (H, W, 3) with ``padding`` black pixels and cut H x W out at (top, left), 0 ... 2 * padding."""
+    height, width = pixels.shape[:2]
+    out = np.zeros_like(pixels)
+    rows, columns = _overlap(height, top - padding), _overlap(width, left - padding)
+    out[rows[0], columns[0]] = pixels[rows[1], columns[1]]
+    return out
+
+
+def _overlap(length: int, shift: int) -> tuple[slice, slice]:
+    """Where a line of ``length`` pixels lands when the window moves by ``shift``: (target, source)."""
+    kept = max(length - abs(shift), 0)
+    return slice(max(-shift, 0), max(-shift, 0) + kept), slice(max(shift, 0), max(shift, 0) + kept)
+
+
+def resized_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator, min_area: float) -> Pixels:
+    """Cut a random part (``min_area`` ... 1 of the area, aspect ratio 3/4 ... 4/3), bilinearly resized to (H, W).
+
+    A part that would not fit is clipped to the image.
+    """
+    area, ratio, across, down = rng.random(4).tolist()
+    area = (min_area + (1 - min_area) * area) * image.width * image.height
+    ratio = math.exp((2 * ratio - 1) * math.log(4 / 3))
+    width = min(max(round(math.sqrt(area * ratio)), 1), image.width)
+    height = min(max(round(math.sqrt(area / ratio)), 1), image.height)
+    left, top = int(across * (image.width - width + 1)), int(down * (image.height - height + 1))
+    box = (left, top, left + width, top + height)
+    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def cutout(pixels: Pixels, row: int, column: int, side: int, fill: Fill) -> Pixels:
+    """Copy of (H, W, 3) with the square of ``side`` centred at (row, column) filled; it may reach over the edge."""
+    out = pixels.copy()
+    top, left = row - side // 2, column - side // 2
+    out[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = fill
+    return out
+
+
+class Views:
+    """Draws views of the images of one set.
+
+    Args:
+        config: what to do.
+        preprocessing: size of the views; its mean colour fills what geometric operations and cutout leave empty.
+    """
+
+    def __init__(self, config: ViewConfig, preprocessing: Preprocessing) -> None:
+        self.config = config
+        self.size = (preprocessing.height, preprocessing.width)
+        red, green, blue = (round(255 * mean) for mean in preprocessing.mean)
+        self.fill: Fill = (red, green, blue)
+
+    def weak(self, images: ImageSet, index: int, rng: np.random.Generator) -> Pixels:
+        """Crop and flip: uint8 (H, W, 3)."""
+        config = self.config
+        if config.crop == "resized":
+            pixels = resized_crop(images.image(index), self.size, rng, config.min_area)
+        else:
+            top, left = (int(u * (2 * config.padding + 1)) for u in rng.random(2).tolist())
+            pixels = padded_crop(images.pixels(index), top, left, config.padding)
+        if config.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return pixels
+
+    def strong(self, images: ImageSet, index: int, rng: np.random.Generator) -> Pixels:
+        """Crop, flip, AutoAugment, cutout: uint8 (H, W, 3)."""
+        pixels = self.weak(images, index, rng)
+        if self.config.autoaugment:
+            pixels = np.asarray(autoaugment(Image.fromarray(pixels), rng, self.fill))
+        if self.config.cutout:
+            row, column = (int(u * side) for u, side in zip(rng.random(2).tolist(), self.size, strict=True))
+            pixels = cutout(pixels, row, column, self.config.cutout, self.fill)
+        return pixels
