@@ -40,7 +40,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}; free space or choose another folder.") from error
+        raise OutputError(
+            f"Cannot write {path}: {error.strerror or error}; free space or choose another folder."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -54,8 +54,10 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
         try:
             image = Image.open(io.BytesIO(content), formats=ALLOWED_FORMATS)
         except Image.DecompressionBombError as error:
-            raise ImageTooLargeError(f"The image has more than {limits.max_pixels} pixels; send a smaller one.") from error
-        except Exception as error:  # noqa: BLE001 - a hostile header can raise nearly anything in a decoder
+            raise ImageTooLargeError(
+                f"The image has more than {limits.max_pixels} pixels; send a smaller one."
+            ) from error
+        except Exception as error:  # a hostile header can raise nearly anything in a decoder
             raise UnsupportedImageError("The bytes are not a readable JPEG, PNG, WebP or BMP image.") from error
         width, height = image.size
         if width * height > limits.max_pixels:
@@ -67,7 +69,7 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
         try:
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
-        except Exception as error:  # noqa: BLE001 - as above: SyntaxError, OSError, struct.error, zlib.error ...
+        except Exception as error:  # as above: SyntaxError, OSError, struct.error, zlib.error ...
             raise CorruptImageError(f"The {image.format} image is truncated or damaged.") from error
 
 

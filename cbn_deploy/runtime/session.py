@@ -42,7 +42,7 @@ class SessionInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one run returns: ``logits`` float32 (B, K) and, if the file has them, layer name -> posterior (B, M, H, W)."""
+    """What one run returns: ``logits`` float32 (B, K); if the file has them, layer name -> posterior (B, M, H, W)."""
 
     logits: NDArray[np.float32]
     posteriors: dict[str, NDArray[np.float32]] = field(default_factory=dict)

@@ -1,0 +1,147 @@
+"""``model.pt``: plain tensors and primitives, loaded without unpickling code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cbn_deploy.atomic import atomic_path
+from cbn_deploy.errors import CheckpointError, ModelFileError
+from cbn_deploy.models import ArchitectureConfig, create_model
+from cbn_deploy.runtime.description import ModelDescription
+
+__all__ = ["Checkpoint", "file_sha256", "load_checkpoint", "load_model", "load_tensors", "save_checkpoint"]
+
+_FORMAT = "cbn-checkpoint"
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained model and what it says about itself.
+
+    Attributes:
+        architecture: how to build the network.
+        description: class names, preprocessing and the rest.
+        state_dict: the network's tensors.
+        sample_images: uint8 (n, H, W, 3), real test images at model size, for the exporter's parity gate; or ``None``.
+    """
+
+    architecture: ArchitectureConfig
+    description: ModelDescription
+    state_dict: Mapping[str, Tensor]
+    sample_images: Tensor | None = None
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` atomically.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    plain = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "architecture": checkpoint.architecture.to_dict(),
+        "description": checkpoint.description.to_dict(),
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in checkpoint.state_dict.items()},
+        "sample_images": checkpoint.sample_images,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(plain, temporary)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Load a file of plain tensors and primitives; anything that would run code is refused.
+
+    Raises:
+        CheckpointError: missing, truncated, not a torch file, or a pickle with code in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; give the path of a model.pt made by cbn-train.")
+    try:
+        plain = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+            message = (
+                f"{path} contains more than plain tensors and was not loaded; only open checkpoints made by cbn-train."
+            )
+        else:
+            message = f"{path} is truncated or not a torch file; copy it again or retrain."
+        raise CheckpointError(message) from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(plain).__name__}, not a checkpoint; give a model.pt made by cbn-train."
+        )
+    return plain
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint made by :func:`save_checkpoint`.
+
+    Raises:
+        CheckpointError: see :func:`load_tensors`; also a foreign or newer format.
+    """
+    plain = load_tensors(path)
+    if plain.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is a torch file but not a cbn checkpoint; give a model.pt made by cbn-train.")
+    if plain.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {plain.get('version')}, this cbn-deploy reads {_VERSION}."
+        )
+    try:
+        checkpoint = Checkpoint(
+            architecture=ArchitectureConfig.from_dict(plain["architecture"]),
+            description=ModelDescription.from_dict(plain["description"]),
+            state_dict=dict(plain["state_dict"]),
+            sample_images=plain["sample_images"],
+        )
+    except (KeyError, TypeError, ValueError, ModelFileError) as error:
+        raise CheckpointError(f"{path} is incomplete or damaged ({error}); retrain or use another copy.") from error
+    _check_samples(path, checkpoint)
+    return checkpoint
+
+
+def load_model(checkpoint: Checkpoint) -> nn.Module:
+    """Build the network, load its tensors, set eval mode.
+
+    Raises:
+        CheckpointError: the tensors do not fit the architecture, or are not finite.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = create_model(checkpoint.architecture, checkpoint.description.class_counts)
+    try:
+        model.load_state_dict(checkpoint.state_dict)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"The checkpoint's tensors do not fit {checkpoint.architecture.name}; it is damaged or was edited."
+        ) from error
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"The checkpoint's tensor {name} is not finite; the training run diverged.")
+    return model.eval()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_samples(path: Path, checkpoint: Checkpoint) -> None:
+    samples, preprocessing = checkpoint.sample_images, checkpoint.description.preprocessing
+    if samples is None:
+        return
+    expected = (preprocessing.height, preprocessing.width, 3)
+    if not isinstance(samples, Tensor) or samples.dtype != torch.uint8 or tuple(samples.shape[1:]) != expected:
+        raise CheckpointError(f"{path} has sample images of the wrong shape or type; it is damaged or was edited.")

@@ -1,0 +1,85 @@
+"""Architectures by name, with compound or plain batch normalisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cbn_deploy.models.resnet_cifar import CifarResNet, NormFactory
+from cbn_deploy.norm import DualPathBatchNorm2d, NormConfig, class_groups
+
+__all__ = ["BN_SUFFIX", "MODEL_NAMES", "ArchitectureConfig", "bn_twin", "create_model"]
+
+BN_SUFFIX = "-bn"
+_CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56, "resnet110": 110}
+MODEL_NAMES = tuple(_CIFAR_DEPTHS) + tuple(name + BN_SUFFIX for name in _CIFAR_DEPTHS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig:
+    """Everything needed to build a network before its weights are loaded.
+
+    Attributes:
+        name: one of :data:`MODEL_NAMES`; the suffix ``-bn`` is the same network with plain batch norm.
+        num_classes: K.
+        norm: the mixture layers' config; ``None`` exactly for the ``-bn`` names.
+    """
+
+    name: str
+    num_classes: int
+    norm: NormConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in MODEL_NAMES:
+            raise ValueError(f"model must be one of {', '.join(MODEL_NAMES)}, got {self.name!r}")
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if self.name.endswith(BN_SUFFIX) != (self.norm is None):
+            raise ValueError(f"{self.name} {'takes no' if self.norm else 'needs a'} norm config")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types (inverse of :meth:`from_dict`)."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ArchitectureConfig:
+        """Rebuild from :meth:`to_dict`; raises KeyError, TypeError or ValueError on unknown or impossible values."""
+        norm = plain["norm"]
+        return cls(
+            name=str(plain["name"]),
+            num_classes=int(plain["num_classes"]),
+            norm=None if norm is None else NormConfig.from_dict(norm),
+        )
+
+
+def bn_twin(architecture: ArchitectureConfig) -> ArchitectureConfig:
+    """The same network with plain batch normalisation."""
+    return ArchitectureConfig(
+        name=architecture.name.removesuffix(BN_SUFFIX) + BN_SUFFIX, num_classes=architecture.num_classes
+    )
+
+
+def create_model(architecture: ArchitectureConfig, class_counts: Sequence[int] | None = None) -> nn.Module:
+    """Build the network with fresh weights (torch's global generator).
+
+    Args:
+        architecture: name, classes and normalisation.
+        class_counts: K training counts, needed by ``class_grouping="frequency"`` only.
+
+    Returns:
+        A module from images (B, 3, H, W) to logits (B, K).
+    """
+    depth = _CIFAR_DEPTHS[architecture.name.removesuffix(BN_SUFFIX)]
+    return CifarResNet(depth, architecture.num_classes, _norm_factory(architecture, class_counts))
+
+
+def _norm_factory(architecture: ArchitectureConfig, class_counts: Sequence[int] | None) -> NormFactory:
+    norm = architecture.norm
+    if norm is None:
+        return nn.BatchNorm2d
+    groups = class_groups(architecture.num_classes, norm.components, norm.class_grouping, class_counts)
+    return lambda channels: DualPathBatchNorm2d(channels, groups, norm)

@@ -1,0 +1,72 @@
+"""ResNet-20/32/44/56/110 for small images (He et al. 2016, Section 4.2), in the form the long-tail literature uses.
+
+3x3 stem of 16 channels, three stages of 16/32/64 channels with n basic blocks each (depth = 6 n + 2), parameter-free
+"option A" shortcuts, Kaiming-normal weights, no convolution bias, a linear classifier with bias. The normalisation
+layer is a parameter: a function from the channel count to a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["CifarResNet", "NormFactory"]
+
+NormFactory = Callable[[int], nn.Module]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with normalisation, and a shortcut that costs no parameters."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = norm(channels)
+        self.stride = stride
+        self.padding = (channels - in_channels) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.stride == 1 and self.padding == 0:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+
+
+class CifarResNet(nn.Module):
+    """``depth`` = 6 n + 2 layers; input (B, 3, H, W) with H, W >= 4, output logits (B, num_classes)."""
+
+    def __init__(self, depth: int, num_classes: int, norm: NormFactory) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6 n + 2, got {depth}")
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = norm(16)
+        self.layer1 = _stage(16, 16, blocks, 1, norm)
+        self.layer2 = _stage(16, 32, blocks, 2, norm)
+        self.layer3 = _stage(32, 64, blocks, 2, norm)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, num_classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(torch.mean(x, dim=(2, 3)))
+        return logits
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int, norm: NormFactory) -> nn.Sequential:
+    first = BasicBlock(in_channels, channels, stride, norm)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1, norm) for _ in range(blocks - 1)))

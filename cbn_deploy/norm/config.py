@@ -1,0 +1,82 @@
+"""Every choice that the paper's text leaves open, as one small config with named values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+__all__ = ["ClassGrouping", "DensityScale", "Initialization", "NormConfig", "SplitAffine", "StatisticsReading"]
+
+StatisticsReading = Literal["batch_em", "algorithm2", "update_then_read"]
+DensityScale = Literal["joint", "rsqrt_channels", "mean_channels"]
+Initialization = Literal["identical", "normal_means", "variance_ladder", "first_batch"]
+ClassGrouping = Literal["contiguous", "strided", "frequency"]
+SplitAffine = Literal["shared", "separate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """How a mixture layer normalises and learns.
+
+    Attributes:
+        components: M >= 1, the number of Gaussians; 1 is batch normalisation.
+        eps: added to the variances, in density and normaliser alike.
+        momentum: weight of the NEW statistics in the moving average (torch's convention, 1 - lambda of the paper).
+        statistics: reading of the training statistics, see :mod:`cbn_deploy.norm.statistics`.
+        density_scale: factor s of the log-density: "joint" is 1 (the paper), "rsqrt_channels" 1/sqrt(D)
+            keeps posteriors soft in wide layers, "mean_channels" 1/D merges the components; or a number.
+        posterior_gradient: whether gradient flows through the posteriors.
+        initialization: how the components start, see :mod:`cbn_deploy.norm.initialization`.
+        split_affine: whether the split path shares scale and bias with the compound path or has its own.
+        class_grouping: how classes are divided among the components for the split path.
+    """
+
+    components: int = 4
+    eps: float = 1e-5
+    momentum: float = 0.1
+    statistics: StatisticsReading = "batch_em"
+    density_scale: DensityScale | float = "rsqrt_channels"
+    posterior_gradient: bool = True
+    initialization: Initialization = "normal_means"
+    split_affine: SplitAffine = "shared"
+    class_grouping: ClassGrouping = "contiguous"
+
+    def __post_init__(self) -> None:
+        if self.components < 1:
+            raise ValueError(f"components must be at least 1, got {self.components}")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be above 0, got {self.eps}")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum must be in (0, 1], got {self.momentum}")
+        choices: dict[str, Any] = {
+            "statistics": StatisticsReading,
+            "initialization": Initialization,
+            "split_affine": SplitAffine,
+            "class_grouping": ClassGrouping,
+        }
+        if isinstance(self.density_scale, str):
+            choices["density_scale"] = DensityScale
+        elif not self.density_scale > 0:
+            raise ValueError(f"density_scale must be above 0, got {self.density_scale}")
+        for name, literal in choices.items():
+            if getattr(self, name) not in get_args(literal):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {getattr(self, name)!r}")
+
+    def density_factor(self, num_features: int) -> float:
+        """The number s for a layer of ``num_features`` channels."""
+        if isinstance(self.density_scale, str):
+            exponent = {"joint": 0.0, "rsqrt_channels": -0.5, "mean_channels": -1.0}[self.density_scale]
+            return math.pow(num_features, exponent)
+        return float(self.density_scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types (inverse of :meth:`from_dict`)."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> NormConfig:
+        """Rebuild from :meth:`to_dict`; raises TypeError or ValueError on unknown or impossible values."""
+        return cls(**plain)

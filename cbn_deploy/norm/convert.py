@@ -1,0 +1,90 @@
+"""Turn any torch model's batch norm into compound batch norm without changing what it computes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from cbn_deploy.norm.config import NormConfig
+from cbn_deploy.norm.layers import CompoundBatchNorm2d, DualPathBatchNorm2d
+
+__all__ = ["convert_batchnorm"]
+
+
+def convert_batchnorm(
+    model: nn.Module,
+    config: NormConfig | None = None,
+    class_groups: Tensor | None = None,
+    symmetry_break: float = 0.1,
+) -> nn.Module:
+    """A copy of ``model`` in which every BatchNorm2d is a mixture of M copies of itself.
+
+    In eval mode the copy computes the same function. The means of the copies are spread by ``symmetry_break`` standard
+    deviations (equal components would stay equal for ever) and each bias takes the shift back:
+    gamma (x - mu - d) / sigma + (beta + gamma d / sigma) = gamma (x - mu) / sigma + beta.
+
+    Args:
+        model: any module with :class:`torch.nn.BatchNorm2d` inside.
+        config: M and the rest; each layer keeps its own ``eps``, and its ``momentum`` unless that is None.
+        class_groups: int64 (K,): given, the layers get a split path (:class:`DualPathBatchNorm2d`).
+        symmetry_break: spread of the means, in standard deviations of the channel; 0 gives the fixed point.
+
+    Raises:
+        ValueError: no BatchNorm2d in the model, or one without running statistics.
+    """
+    config = config or NormConfig()
+    if type(model) is nn.BatchNorm2d:
+        return _converted(model, config, class_groups, symmetry_break)
+    converted = copy.deepcopy(model)
+    names = [name for name, module in converted.named_modules() if type(module) is nn.BatchNorm2d]
+    if not names:
+        raise ValueError("convert_batchnorm: the model has no BatchNorm2d")
+    for name in names:
+        batch_norm = converted.get_submodule(name)
+        assert isinstance(batch_norm, nn.BatchNorm2d)  # noqa: S101 - our own invariant, from the list above
+        converted.set_submodule(name, _converted(batch_norm, config, class_groups, symmetry_break))
+    return converted
+
+
+def _converted(
+    source: nn.BatchNorm2d, config: NormConfig, class_groups: Tensor | None, symmetry_break: float
+) -> CompoundBatchNorm2d | DualPathBatchNorm2d:
+    if source.running_mean is None or source.running_var is None:
+        raise ValueError("convert_batchnorm: a BatchNorm2d without running statistics has nothing to carry over")
+    momentum = config.momentum if source.momentum is None else source.momentum
+    # The statistics come from the source; only their spread is ours.
+    config = NormConfig(**{**config.to_dict(), "eps": source.eps, "momentum": momentum, "initialization": "identical"})
+    layer: CompoundBatchNorm2d | DualPathBatchNorm2d
+    if class_groups is None:
+        layer = CompoundBatchNorm2d(source.num_features, config)
+    else:
+        layer = DualPathBatchNorm2d(source.num_features, class_groups, config)
+    layer.to(source.running_mean.device, source.running_mean.dtype).train(source.training)
+    _carry_over(source, layer, symmetry_break)
+    return layer
+
+
+@torch.no_grad()
+def _carry_over(
+    source: nn.BatchNorm2d, layer: CompoundBatchNorm2d | DualPathBatchNorm2d, symmetry_break: float
+) -> None:
+    mean, var = source.running_mean, source.running_var
+    assert mean is not None  # noqa: S101 - checked by the caller
+    assert var is not None  # noqa: S101
+    gamma = source.weight if source.affine else torch.ones_like(mean)
+    beta = source.bias if source.affine else torch.zeros_like(mean)
+    sigma = (var + source.eps).sqrt()
+    spread = symmetry_break * sigma * torch.randn_like(layer.running_mean)
+    if layer.config.components == 1:
+        spread = torch.zeros_like(spread)
+    layer.running_mean = mean + spread
+    layer.running_var = var.expand_as(layer.running_var).clone()
+    layer.weight.copy_(gamma.expand_as(layer.weight))
+    layer.bias.copy_(beta + gamma * spread / sigma)
+    if isinstance(layer, DualPathBatchNorm2d) and layer.config.split_affine == "separate":
+        layer.split_weight.copy_(layer.weight)
+        layer.split_bias.copy_(layer.bias)
+    if source.num_batches_tracked is not None:
+        layer.num_batches_tracked = source.num_batches_tracked.clone()

@@ -1,0 +1,219 @@
+"""The trainable layers: compound, split, and both over one set of statistics.
+
+State-dict keys (a contract: checkpoints and the exporter rely on it), M components, D channels:
+``weight`` (M, D), ``bias`` (M, D), ``running_tau`` (M,), ``running_mean`` (M, D), ``running_var`` (M, D),
+``num_batches_tracked`` (); layers with a split path add ``class_groups`` (K,) and, with their own affine tables,
+``split_weight`` (M, D) and ``split_bias`` (M, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cbn_deploy.norm import functional
+from cbn_deploy.norm.config import NormConfig
+from cbn_deploy.norm.initialization import initial_statistics, statistics_of_first_batch
+from cbn_deploy.norm.statistics import READINGS, MixtureStatistics
+
+__all__ = ["CompoundBatchNorm2d", "DualPathBatchNorm2d", "MixtureBatchNorm", "SplitBatchNorm2d", "split_path"]
+
+
+class MixtureBatchNorm(nn.Module):
+    """Base of the layers below: affine tables, running statistics, and how a training batch changes them.
+
+    Args:
+        num_features: D.
+        config: see :class:`NormConfig`.
+
+    Input (B, D, *spatial) with any number of spatial axes, float32 or float64; output alike. In training at least two
+    pixels a channel are needed, as in torch's batch norm.
+    """
+
+    running_tau: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, config: NormConfig | None = None) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}")
+        self.num_features = num_features
+        self.config = config or NormConfig()
+        self.density_scale = self.config.density_factor(num_features)
+        shape = (self.config.components, num_features)
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+        initial = initial_statistics(self.config.initialization, *shape)
+        self.register_buffer("running_tau", initial.tau)
+        self.register_buffer("running_mean", initial.mean)
+        self.register_buffer("running_var", initial.var)
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    @property
+    def running(self) -> MixtureStatistics:
+        """The running statistics, as the functions of :mod:`cbn_deploy.norm` take them."""
+        return MixtureStatistics(self.running_tau, self.running_mean, self.running_var)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        c = self.config
+        return (
+            f"{self.num_features}, components={c.components}, statistics={c.statistics}, "
+            f"density_scale={self.density_scale:.4g}, momentum={c.momentum}"
+        )
+
+    def posterior(self, x: Tensor) -> Tensor:
+        """Eq. (8) under the running statistics: (B, M, *spatial)."""
+        return functional.posterior(x, *self.running, self.config.eps, self.density_scale)
+
+    def _compound(self, x: Tensor) -> Tensor:
+        if not self.training:
+            w = self.posterior(x).to(x.dtype)
+            return self._combine(x, w, self.running_mean, self.running_var)
+        if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
+            self._store(statistics_of_first_batch(x, self.config.components))
+        w = self.posterior(x)
+        w = (w if self.config.posterior_gradient else w.detach()).to(x.dtype)
+        mean, var = self._learn(functional.weighted_moments(x, w), update_tau=True)
+        return self._combine(x, w, mean, var)
+
+    def _combine(self, x: Tensor, w: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return functional.compound_normalize(x, w, mean, var, self.weight, self.bias, self.config.eps)
+
+    def _split(self, x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if len(groups) != len(x):
+            raise ValueError(f"split_path was given {len(groups)} labels but the batch has {len(x)} images")
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = self._learn(functional.group_moments(x, groups, self.config.components), update_tau=False)
+        return functional.split_normalize(x, groups, mean, var, weight, bias, self.config.eps)
+
+    def _learn(self, batch: functional.Moments, update_tau: bool) -> tuple[Tensor, Tensor]:
+        step = READINGS[self.config.statistics](self.running, batch, self.config.momentum, update_tau)
+        self._store(step.running)
+        self.num_batches_tracked = self.num_batches_tracked + 1
+        return step.mean, step.var
+
+    def _store(self, statistics: MixtureStatistics) -> None:
+        # Rebinding, never writing in place: an earlier forward of the same step still holds the old tensors for its
+        # backward.
+        self.running_tau, self.running_mean, self.running_var = statistics
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f"expected (B, {self.num_features}, *spatial), got {tuple(x.shape)}")
+        if self.training and x.numel() // self.num_features < 2:
+            raise ValueError(f"training needs at least two pixels a channel, got {tuple(x.shape)}")
+
+
+class CompoundBatchNorm2d(MixtureBatchNorm):
+    """Compound batch normalisation, Algorithm 2: every pixel by the Gaussians that claim it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, *spatial) -> the same shape and memory format."""
+        self._check(x)
+        return _like(x, self._compound(x))
+
+
+class SplitBatchNorm2d(MixtureBatchNorm):
+    """Split batch normalisation, Algorithm 3: every image by the Gaussian of its class group (see :func:`split_path`).
+
+    Args:
+        num_features: D.
+        class_groups: int64 (K,), group of every class (see :func:`cbn_deploy.norm.grouping.class_groups`).
+        config: see :class:`NormConfig`.
+    """
+
+    class_groups: Tensor
+
+    def __init__(self, num_features: int, class_groups: Tensor, config: NormConfig | None = None) -> None:
+        super().__init__(num_features, config)
+        _check_groups(class_groups, self.config.components)
+        self.register_buffer("class_groups", class_groups.clone())
+        self.active_groups: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, *spatial) -> the same shape and memory format; only inside :func:`split_path`."""
+        self._check(x)
+        if self.active_groups is None:
+            raise RuntimeError("SplitBatchNorm2d needs labels: call the model inside `with split_path(model, labels):`")
+        return _like(x, self._split(x, self.active_groups, self.weight, self.bias))
+
+
+class DualPathBatchNorm2d(MixtureBatchNorm):
+    """Compound normalisation by default, split normalisation inside :func:`split_path`, over one set of statistics.
+
+    Section 3.3.
+
+    Args:
+        num_features: D.
+        class_groups: int64 (K,), group of every class.
+        config: see :class:`NormConfig`; ``split_affine`` says whether the split path has affine tables of its own.
+    """
+
+    class_groups: Tensor
+
+    def __init__(self, num_features: int, class_groups: Tensor, config: NormConfig | None = None) -> None:
+        super().__init__(num_features, config)
+        _check_groups(class_groups, self.config.components)
+        self.register_buffer("class_groups", class_groups.clone())
+        self.active_groups: Tensor | None = None
+        if self.config.split_affine == "separate":
+            self.split_weight = nn.Parameter(torch.ones_like(self.weight))
+            self.split_bias = nn.Parameter(torch.zeros_like(self.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, *spatial) -> the same shape and memory format."""
+        self._check(x)
+        if self.active_groups is None:
+            return _like(x, self._compound(x))
+        if self.config.split_affine == "separate":
+            return _like(x, self._split(x, self.active_groups, self.split_weight, self.split_bias))
+        return _like(x, self._split(x, self.active_groups, self.weight, self.bias))
+
+
+@contextmanager
+def split_path(model: nn.Module, labels: Tensor) -> Iterator[None]:
+    """Inside the block every split or dual layer of ``model`` normalises by class group; outside, nothing has changed.
+
+    Args:
+        model: any module that contains such layers.
+        labels: int64 (B,), the class of every image of the batch that goes through ``model`` inside the block.
+
+    Raises:
+        ValueError: no such layer in the model, or labels that are not int64 (B,) in range.
+    """
+    layers = [m for m in model.modules() if isinstance(m, SplitBatchNorm2d | DualPathBatchNorm2d)]
+    if not layers:
+        raise ValueError("split_path: the model has no split or dual-path layer")
+    if labels.ndim != 1 or labels.dtype != torch.long:
+        raise ValueError(f"labels must be int64 (B,), got {labels.dtype} {tuple(labels.shape)}")
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= len(layers[0].class_groups)):
+        raise ValueError(f"labels must be in 0..{len(layers[0].class_groups) - 1}")
+    before = [layer.active_groups for layer in layers]
+    try:
+        for layer in layers:
+            layer.active_groups = layer.class_groups[labels]
+        yield
+    finally:
+        for layer, groups in zip(layers, before, strict=True):
+            layer.active_groups = groups
+
+
+def _check_groups(class_groups: Tensor, components: int) -> None:
+    if class_groups.ndim != 1 or class_groups.dtype != torch.long or class_groups.numel() == 0:
+        raise ValueError(f"class_groups must be int64 (K,), got {class_groups.dtype} {tuple(class_groups.shape)}")
+    if int(class_groups.min()) < 0 or int(class_groups.max()) >= components:
+        raise ValueError(f"class_groups must be in 0..{components - 1}")
+
+
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    """``y`` in the memory format of ``x``: channels_last in, channels_last out."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return y.contiguous(memory_format=torch.channels_last)
+    return y

@@ -1,0 +1,107 @@
+"""Which statistics normalise a training batch, and what they leave behind: every reading of the paper, by name.
+
+A reading is a pure function of the running statistics and of this batch's :class:`Moments`. It returns the (mean, var)
+that normalise this batch and the running statistics for the next one. The posteriors always come from the running
+statistics of BEFORE the batch (Algorithm 2, line 2). ``momentum`` is torch's convention: the weight of the NEW value,
+1 - lambda of the paper.
+
+=================== ==================================================================================================
+name                normalises with
+=================== ==================================================================================================
+``batch_em``        this batch's own moments, Eq. (10)-(12) (gradient through them), as batch norm does: the default
+``algorithm2``      the running statistics of BEFORE this batch: Algorithm 2, line by line
+``update_then_read`` the running statistics AFTER this batch's update, Eq. (13)-(15), no gradient through them
+=================== ==================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cbn_deploy.norm.functional import Moments, moving_average
+
+__all__ = ["READINGS", "MixtureStatistics", "Reading", "TrainingStep"]
+
+# A component or group that holds less than this many pixels of a batch says nothing about a variance: it keeps its
+# running statistics and is normalised by them.
+MIN_MASS = 2.0
+# Below this prior a component could never win a pixel again; the floor lets it come back.
+TAU_FLOOR = 1e-4
+
+
+class MixtureStatistics(NamedTuple):
+    """Running statistics of M Gaussians: tau (M,), mean (M, D), var (M, D)."""
+
+    tau: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+class TrainingStep(NamedTuple):
+    """Outcome of a reading: ``mean`` and ``var`` (M, D) normalise this batch, ``running`` is what it leaves behind."""
+
+    mean: Tensor
+    var: Tensor
+    running: MixtureStatistics
+
+
+Reading = Callable[[MixtureStatistics, Moments, float, bool], TrainingStep]
+
+
+def _usable(batch: Moments) -> Tensor:
+    """(M, 1) mask of the components that this batch may update: enough pixels, and nothing but finite numbers."""
+    finite = torch.isfinite(batch.mean).all(1) & torch.isfinite(batch.var).all(1)
+    return ((batch.mass >= MIN_MASS) & finite)[:, None]
+
+
+def _updated(
+    running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool, unbiased: bool
+) -> MixtureStatistics:
+    """Eq. (13)-(15), out of place and without gradient; empty components and non-finite batches change nothing."""
+    batch = Moments(*(t.detach() for t in batch))
+    usable = _usable(batch)
+    var = batch.var
+    if unbiased:
+        var = var * (batch.mass / (batch.mass - 1.0).clamp_min(1.0))[:, None]
+    tau = running.tau
+    if update_tau:
+        share = batch.mass / batch.mass.sum()
+        tau = moving_average(tau, torch.where(torch.isfinite(share).all(), share, tau), momentum).clamp_min(TAU_FLOOR)
+        tau = tau / tau.sum()
+    return MixtureStatistics(
+        tau,
+        torch.where(usable, moving_average(running.mean, batch.mean, momentum), running.mean),
+        torch.where(usable, moving_average(running.var, var, momentum), running.var),
+    )
+
+
+def batch_em(running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool) -> TrainingStep:
+    """Normalise with this batch's moments, gradient through them; running variance unbiased, as torch's batch norm."""
+    enough = (batch.mass >= MIN_MASS)[:, None]
+    return TrainingStep(
+        torch.where(enough, batch.mean, running.mean),
+        torch.where(enough, batch.var, running.var),
+        _updated(running, batch, momentum, update_tau, unbiased=True),
+    )
+
+
+def algorithm2(running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool) -> TrainingStep:
+    """Normalise with what was known before this batch, then update (Algorithms 2 and 3 as printed)."""
+    return TrainingStep(running.mean, running.var, _updated(running, batch, momentum, update_tau, unbiased=False))
+
+
+def update_then_read(running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool) -> TrainingStep:
+    """Update first (Eq. 13-15), then normalise with the updated running statistics."""
+    updated = _updated(running, batch, momentum, update_tau, unbiased=False)
+    return TrainingStep(updated.mean, updated.var, updated)
+
+
+READINGS: Mapping[str, Reading] = {
+    "batch_em": batch_em,
+    "algorithm2": algorithm2,
+    "update_then_read": update_then_read,
+}
