@@ -1,0 +1,29 @@
+"""Fixtures that several parts share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real CIFAR packings: ``$CBN_DATA``, or ``../shared/data`` beside the checkout."""
+    folder = Path(os.environ.get("CBN_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (folder / "cifar10-lt.npz").is_file():
+        pytest.skip(f"no cifar10-lt.npz in {folder} (set CBN_DATA to the folder that has it)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real ``model.pt``: ResNet-20 CBN on digits-sized input, its statistics moved by real digits, its split path used."""
+    torch = pytest.importorskip("torch")
+    from tests.checkpoints import make_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
+    with torch.random.fork_rng():
+        make_checkpoint(path)
+    return path
