@@ -1,0 +1,90 @@
+"""Open a model file by name of runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from cbn_deploy.errors import ModelFileError, RuntimeUnavailableError
+from cbn_deploy.runtime.session import Session
+
+__all__ = ["RUNTIMES", "RuntimeName", "available_cpus", "open_session"]
+
+RuntimeName = Literal["auto", "onnxruntime", "openvino", "torch"]
+RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+
+_SUFFIXES: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".pt": "torch"}
+# What each runtime imports besides the core, and the extra that installs it.
+_PACKAGES: dict[RuntimeName, tuple[str, str]] = {
+    "onnxruntime": ("onnxruntime", "cpu"),
+    "openvino": ("openvino", "openvino"),
+    "torch": ("torch", "train"),
+}
+
+
+def open_session(path: Path | str, runtime: RuntimeName = "auto", threads: int | None = None) -> Session:
+    """Load a model file into a :class:`Session`.
+
+    Args:
+        path: ``model.onnx`` (runtimes "onnxruntime" and "openvino") or ``model.pt`` (runtime "torch").
+        runtime: "auto" picks by the file's suffix: ``.onnx`` onnxruntime, ``.pt`` torch.
+        threads: threads that share one run. ``None``: :func:`available_cpus` of them; for torch, whose thread count is
+            one setting of the whole process, torch's own setting is left alone.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
+        CheckpointError: the same of a ``.pt`` file.
+        RuntimeUnavailableError: the runtime's package is not installed.
+        ValueError: an unknown runtime, or threads < 1.
+    """
+    path = Path(path)
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    chosen = _by_suffix(path) if runtime == "auto" else runtime
+    opener = _opener(chosen)
+    return opener(path, threads)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity mask, and the quota of its control group (containers)."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(affinity, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return affinity
+
+
+def _by_suffix(path: Path) -> RuntimeName:
+    try:
+        return _SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise ModelFileError(
+            f"{path} is neither a .onnx nor a .pt file; name the runtime that should read it."
+        ) from None
+
+
+def _opener(runtime: RuntimeName) -> Callable[[Path, int | None], Session]:
+    try:
+        if runtime == "onnxruntime":
+            from cbn_deploy.runtime.onnxruntime_session import OnnxRuntimeSession
+
+            return OnnxRuntimeSession
+        if runtime == "openvino":
+            from cbn_deploy.runtime.openvino_session import OpenVinoSession
+
+            return OpenVinoSession
+        from cbn_deploy.runtime.torch_session import TorchSession
+
+        return TorchSession
+    except ModuleNotFoundError as error:
+        package, extra = _PACKAGES[runtime]
+        if error.name is None or error.name.split(".")[0] != package:
+            raise  # a bug of ours or a broken installation: do not blame a missing package
+        raise RuntimeUnavailableError(
+            f"The {runtime} runtime is not installed; install it with: pip install 'cbn-deploy[{extra}]'."
+        ) from error

@@ -1,0 +1,129 @@
+"""Read what an ONNX file says about itself without the ``onnx`` package: a server image has only a runtime.
+
+An ONNX file is one protobuf message, ``ModelProto``. Walking its top-level fields is enough to tell a truncated or
+foreign file from a whole one, to collect ``metadata_props`` and to see whether the file carries model-local functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cbn_deploy.errors import ModelFileError
+from cbn_deploy.runtime.description import ModelDescription
+
+__all__ = ["OnnxFile", "read_onnx_file"]
+
+# Field numbers of onnx.proto, fixed by the format.
+_MODEL_GRAPH = 7
+_MODEL_METADATA_PROPS = 14
+_MODEL_FUNCTIONS = 25
+_ENTRY_KEY = 1
+_ENTRY_VALUE = 2
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_VARINT_BYTES = 10
+_MAX_PROTOBUF_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFile:
+    """One read of a file: what is described is what is run, even if the file is replaced meanwhile.
+
+    Attributes:
+        path: where it was read.
+        content: the whole file.
+        description: what its metadata says.
+        has_functions: whether it carries model-local functions (a flat graph does not).
+    """
+
+    path: Path
+    content: bytes
+    description: ModelDescription
+    has_functions: bool
+
+
+def read_onnx_file(path: Path) -> OnnxFile:
+    """Read a self-describing ONNX file.
+
+    Raises:
+        ModelFileError: missing, not a regular file, unreadable, empty, truncated, not ONNX, or without a description.
+    """
+    path = Path(path)
+    content = _read(path)
+    try:
+        fields = list(_fields(memoryview(content)))
+        metadata = dict(_entry(value) for number, value in fields if number == _MODEL_METADATA_PROPS)
+    except ValueError as error:
+        raise ModelFileError(f"{path} is truncated or not an ONNX file ({error}); export it again.") from error
+    numbers = {number for number, _ in fields}
+    if _MODEL_GRAPH not in numbers:
+        raise ModelFileError(f"{path} is not an ONNX file (it has no graph); make one with cbn-export.")
+    try:
+        description = ModelDescription.from_metadata(metadata)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    return OnnxFile(path=path, content=content, description=description, has_functions=_MODEL_FUNCTIONS in numbers)
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists():
+        raise ModelFileError(f"{path} does not exist; give the path of a model.onnx made by cbn-export.")
+    if not path.is_file():  # a folder, or a pipe whose reader would wait forever
+        raise ModelFileError(f"{path} is not a regular file; give the path of a model.onnx made by cbn-export.")
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise ModelFileError(f"{path} is empty (0 bytes); export it again.")
+        if size > _MAX_PROTOBUF_BYTES:
+            raise ModelFileError(f"{path} has {size} bytes, more than an ONNX file can have (2 GiB).")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield (field number, payload) of one protobuf message; payloads of scalar fields are empty.
+
+    Raises:
+        ValueError: the bytes are not a whole protobuf message.
+    """
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        number, wire_type = tag >> 3, tag & 7
+        start = position
+        if number == 0:
+            raise ValueError(f"field number 0 at byte {start}")
+        if wire_type == _VARINT:
+            _, position = _varint(message, position)
+            start = position
+        elif wire_type == _BYTES:
+            length, start = _varint(message, position)
+            position = start + length
+        elif wire_type in (_FIXED64, _FIXED32):
+            position = start = position + (8 if wire_type == _FIXED64 else 4)
+        else:
+            raise ValueError(f"unknown wire type {wire_type} at byte {start}")
+        if position > len(message):
+            raise ValueError(f"it ends {position - len(message)} bytes early")
+        yield number, message[start:position]
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for index in range(_MAX_VARINT_BYTES):
+        if position + index >= len(message):
+            raise ValueError("it ends inside a number")
+        byte = message[position + index]
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, position + index + 1
+    raise ValueError(f"a number at byte {position} does not end")
+
+
+def _entry(message: memoryview) -> tuple[str, str]:
+    """(key, value) of a StringStringEntryProto."""
+    texts = {number: str(value, "utf-8") for number, value in _fields(message)}
+    return texts.get(_ENTRY_KEY, ""), texts.get(_ENTRY_VALUE, "")

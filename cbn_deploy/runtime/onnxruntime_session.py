@@ -1,0 +1,83 @@
+"""Run ``model.onnx`` with onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from cbn_deploy.errors import InputError, ModelFileError
+from cbn_deploy.runtime.factory import available_cpus
+from cbn_deploy.runtime.onnx_file import read_onnx_file
+from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
+from cbn_deploy.runtime.signature import INPUT, TensorSignature, check_signature, to_prediction
+
+__all__ = ["OnnxRuntimeSession"]
+
+
+class OnnxRuntimeSession(Session):
+    """An ONNX file in onnxruntime's CPU provider; ``threads`` threads share one run.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        file = read_onnx_file(path)
+        self.description = file.description
+        self._file = file.path.name
+        self._threads = threads or available_cpus()
+        session = _load(file.path, file.content, self._threads)
+        check_signature(
+            file.path, file.description, _signatures(session.get_inputs()), _signatures(session.get_outputs())
+        )
+        self._outputs: list[str] = [output.name for output in session.get_outputs()]
+        self._session: Any | None = session
+
+    def _run(self, images: NDArray[np.float32]) -> Prediction:
+        session = self._session  # one read: close() may come between
+        if session is None:
+            raise InputError("The session is closed; open the model again.")
+        return to_prediction(dict(zip(self._outputs, session.run(self._outputs, {INPUT: images}), strict=True)))
+
+    def describe(self) -> SessionInfo:
+        """The CPU provider runs the op's standard-ops body: the "portable" kernel path."""
+        return SessionInfo(
+            runtime="onnxruntime",
+            version=onnxruntime.__version__,
+            kernel_path="portable",
+            threads=self._threads,
+            device="cpu",
+            file=self._file,
+        )
+
+    def close(self) -> None:
+        """Release the model; runs that are under way finish."""
+        self._session = None
+
+
+def _load(path: Path, content: bytes, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4  # what fails is raised below; onnxruntime would print it as well
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"onnxruntime cannot load {path}: {reason}") from error
+
+
+def _signatures(values: list[Any]) -> dict[str, TensorSignature]:
+    """``values``: onnxruntime's NodeArgs; dimensions are integers where fixed, names or None where dynamic."""
+    return {
+        value.name: TensorSignature(
+            is_float32=value.type == "tensor(float)",
+            shape=tuple(size if isinstance(size, int) else None for size in value.shape or ()),
+        )
+        for value in values
+    }

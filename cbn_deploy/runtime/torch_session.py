@@ -1,0 +1,57 @@
+"""Run a checkpoint, ``model.pt``, with torch on the CPU: what exported models are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cbn_deploy.checkpoint import load_checkpoint, load_model
+from cbn_deploy.errors import InputError
+from cbn_deploy.norm import freeze
+from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
+
+__all__ = ["TorchSession"]
+
+
+class TorchSession(Session):
+    """A checkpoint in eager torch, frozen: evaluation mode, fixed statistics.
+
+    ``threads`` sets ``torch.set_num_threads``, which holds for the whole process; ``None`` leaves it as it is.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or untrusted.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        checkpoint = load_checkpoint(Path(path))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.description = checkpoint.description
+        self._file = Path(path).name
+        self._model: torch.nn.Module | None = freeze(load_model(checkpoint)).eval()
+
+    def _run(self, images: NDArray[np.float32]) -> Prediction:
+        model = self._model  # one read: close() may come between
+        if model is None:
+            raise InputError("The session is closed; open the model again.")
+        with torch.inference_mode():  # thread-local, so it belongs here and not around the constructor
+            logits = model(torch.from_numpy(images))
+        return Prediction(logits=logits.numpy())
+
+    def describe(self) -> SessionInfo:
+        """Eager torch, with the thread count that torch reports now."""
+        return SessionInfo(
+            runtime="torch",
+            version=torch.__version__,
+            kernel_path="eager",
+            threads=torch.get_num_threads(),
+            device="cpu",
+            file=self._file,
+        )
+
+    def close(self) -> None:
+        """Release the model; runs that are under way finish."""
+        self._model = None
