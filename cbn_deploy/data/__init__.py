@@ -1,11 +1,13 @@
 """Long-tailed images: sources, views, batches, and a doctor for a user's own folders."""
 
+from cbn_deploy.data.cifar import load_cifar_lt
 from cbn_deploy.data.config import DataConfig, ViewConfig
 from cbn_deploy.data.digits import load_digits_lt
 from cbn_deploy.data.image_set import ArrayImageSet, FileImageSet, ImageSet, LongTailedData
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, evaluation_batches, training_loader
 from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
+from cbn_deploy.data.user_images import load_image_folder, load_image_list, load_test_images
 
 __all__ = [
     "ArrayImageSet",
@@ -17,8 +19,12 @@ __all__ = [
     "TrainingLoader",
     "ViewConfig",
     "evaluation_batches",
+    "load_cifar_lt",
     "load_data",
     "load_digits_lt",
+    "load_image_folder",
+    "load_image_list",
+    "load_test_images",
     "long_tail_counts",
     "long_tail_subset",
     "training_loader",

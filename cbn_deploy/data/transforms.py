@@ -51,7 +51,7 @@ def resized_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Gener
 
 def cutout(pixels: Pixels, row: int, column: int, side: int, fill: Fill) -> Pixels:
     """Copy of (H, W, 3) with the square of ``side`` centred at (row, column) filled; it may reach over the edge."""
-    out = pixels.copy()
+    out: Pixels = pixels.copy()
     top, left = row - side // 2, column - side // 2
     out[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = fill
     return out

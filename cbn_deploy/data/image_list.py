@@ -1,0 +1,132 @@
+"""Lists of images: ``path label`` a line (text), or ``path,label`` a row (CSV).
+
+A label is a class name or a 0-based index. If every label is a number they are indices, and a ``classes.txt`` beside the
+list (one name a line) names them; otherwise labels are names, in natural order unless ``classes.txt`` orders them.
+Paths are relative to the root, which they must not leave.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
+from cbn_deploy.errors import DataError
+
+__all__ = ["find_list", "list_image_lists"]
+
+_HEADERS = frozenset({"path", "file", "filename", "image"})
+# A class beyond this index is a damaged list, not a data set (the largest public one has 21,841).
+_MAX_CLASSES = 100_000
+
+
+def find_list(data_dir: Path, split: str) -> Path | None:
+    """``data_dir/SPLIT.csv`` or ``SPLIT.txt``, whichever exists first."""
+    candidates = (data_dir / f"{split}.csv", data_dir / f"{split}.txt")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def list_image_lists(train_list: Path, test_list: Path | None = None, root: Path | None = None) -> Listing:
+    """Read one or two lists; opens no image.
+
+    Args:
+        train_list: CSV (by its ending) or text.
+        test_list: the same for the test images.
+        root: what paths are relative to; the folder of ``train_list`` if ``None``.
+
+    Raises:
+        DataError: a list cannot be read, is empty, or a line is malformed or points outside the root.
+    """
+    root = train_list.parent if root is None else root
+    train = _read(train_list, root)
+    test = None if test_list is None else _read(test_list, root)
+    both = [*train, *(test or [])]
+    names = _names(train_list.parent / "classes.txt")
+    as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
+    if as_indices:
+        names = names or [str(index) for index in range(_class_count(train_list, both))]
+    elif names is None:
+        names = natural_sorted({label for _, label in both})
+
+    def labelled(rows: list[tuple[Path, str]], source: Path) -> tuple[LabelledFile, ...]:
+        return tuple(LabelledFile(path, _label_name(label, names, as_indices, source)) for path, label in rows)
+
+    return Listing(
+        root=root,
+        class_names=tuple(names),
+        train=labelled(train, train_list),
+        test=None if test is None or test_list is None else labelled(test, test_list),
+    )
+
+
+def _read(path: Path, root: Path) -> list[tuple[Path, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the list {path}: {error}.") from error
+    rows = list(_csv_rows(path, text) if path.suffix.lower() == ".csv" else _text_rows(path, text))
+    if not rows:
+        raise DataError(f"The list {path} is empty; expected a line 'path label' for each image.")
+    return [(_inside(root, name, path, number), label) for number, name, label in rows]
+
+
+def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        parts = line.strip().rsplit(maxsplit=1)
+        if len(parts) != 2:
+            raise DataError(f"{path}, line {number}: expected 'path label', got {line.strip()!r}.")
+        yield number, parts[0], parts[1]
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
+    reader = csv.reader(text.splitlines())
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or (reader.line_num == 1 and cells[0].lower() in _HEADERS):
+                continue
+            if len(cells) != 2 or not all(cells):
+                raise DataError(f"{path}, line {reader.line_num}: expected 'path,label', got {','.join(row)!r}.")
+            yield reader.line_num, cells[0], cells[1]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _inside(root: Path, name: str, source: Path, number: int) -> Path:
+    """``root / name``, refused if it leaves the root; links inside the root are the user's own business."""
+    relative = os.path.normpath(name)
+    if "\0" in name or Path(name).is_absolute() or relative == ".." or relative.startswith(".." + os.sep):
+        raise DataError(f"{source}, line {number}: {name!r} lies outside {root}; paths must be relative to it.")
+    return root / relative
+
+
+def _names(path: Path) -> list[str] | None:
+    if not path.is_file():
+        return None
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} names a class twice; class names must differ.")
+    return names
+
+
+def _is_index(label: str) -> bool:
+    return label.isascii() and label.isdigit()
+
+
+def _class_count(source: Path, rows: list[tuple[Path, str]]) -> int:
+    highest = max(int(label) for _, label in rows)
+    if highest >= _MAX_CLASSES:
+        raise DataError(f"{source}: label {highest} is too large; labels are class names or 0-based indices.")
+    return highest + 1
+
+
+def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> str:
+    if as_index and int(label) < len(names):
+        return names[int(label)]
+    if not as_index and label in names:
+        return label
+    raise DataError(f"{source}: label {label!r} is none of the {len(names)} classes of classes.txt.")

@@ -1,0 +1,87 @@
+"""A user's own images before any is opened: which files, which class, which split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbn_deploy.errors import DataError
+
+__all__ = ["IMAGE_SUFFIXES", "LabelledFile", "Listing", "hold_out", "natural_sorted"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+_HELD_OUT_PART = 4
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """One image file and the name of its class."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set.
+
+    Attributes:
+        root: what the user calls the data set.
+        class_names: every class of either split, in label order.
+        train: training files.
+        test: test files; ``None`` if the user gave none.
+        ignored: files in the folders that are no images by their name.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    train: tuple[LabelledFile, ...]
+    test: tuple[LabelledFile, ...] | None
+    ignored: tuple[Path, ...] = ()
+
+
+def natural_sorted(names: Iterable[str]) -> list[str]:
+    """Sort as people count: "class2" before "class10", case ignored."""
+
+    def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+        parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
+        return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
+
+    return sorted(names, key=key)
+
+
+def hold_out(labels: NDArray[np.integer], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split off a class-balanced test set: of every class a quarter of the rarest class's images, at least one.
+
+    One ``RandomState(seed)``, classes ascending, per class a shuffle of its indices: the first go to the test.
+
+    Args:
+        labels: (n,) classes 0 ... K-1.
+        seed: the same seed and labels always give the same split.
+
+    Returns:
+        Indices of the training and of the test images, int64, ascending.
+
+    Raises:
+        DataError: a class has a single image, so that it cannot be in both.
+    """
+    counts = np.bincount(labels)
+    rarest = int(counts.min())
+    if rarest < 2:
+        raise DataError(
+            "A class has fewer than 2 images, so none can be held out for a test; add images or give a test set."
+        )
+    held = max(rarest // _HELD_OUT_PART, 1)
+    random_state = np.random.RandomState(seed)
+    test = []
+    for label in range(len(counts)):
+        indices = np.flatnonzero(labels == label)
+        random_state.shuffle(indices)
+        test.append(indices[:held])
+    chosen = np.sort(np.concatenate(test)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(labels), dtype=np.int64), chosen), chosen

@@ -1,0 +1,133 @@
+"""A user's own images, ready to train on: listed, checked, split, labelled by number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbn_deploy.data.image_folder import list_class_folders, list_image_folder
+from cbn_deploy.data.image_list import find_list, list_image_lists
+from cbn_deploy.data.image_set import FileImageSet, LongTailedData
+from cbn_deploy.data.listing import LabelledFile, Listing, hold_out
+from cbn_deploy.errors import DataError
+from cbn_deploy.runtime.description import Preprocessing
+
+__all__ = ["list_images", "load_image_folder", "load_image_list", "load_test_images"]
+
+
+def list_images(data_dir: Path) -> Listing:
+    """The files of ``data_dir``: by ``train.csv`` / ``train.txt`` (and ``test.*``) if there, else a folder per class.
+
+    Raises:
+        DataError: there is neither, or a list or folder cannot be read.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir} is not a folder; give the folder that holds train/CLASS/* or train.csv.")
+    train_list = find_list(data_dir, "train")
+    if train_list is not None:
+        return list_image_lists(train_list, find_list(data_dir, "test"))
+    return list_image_folder(data_dir)
+
+
+def load_image_folder(
+    data_dir: Path, preprocessing: Preprocessing, *, seed: int = 0, cache_bytes: int = 0
+) -> LongTailedData:
+    """Train and test images of a folder (see :func:`list_images`); without test images, see ``hold_out``.
+
+    Args:
+        data_dir: the folder.
+        preprocessing: the model's input size and normalisation.
+        seed: of the hold-out split.
+        cache_bytes: memory bound for resized images (see ``FileImageSet``).
+
+    Raises:
+        DataError: nothing to train on, a class without training images, a listed file that does not exist.
+    """
+    return _load(list_images(data_dir), preprocessing, seed, cache_bytes)
+
+
+def load_image_list(
+    train_list: Path,
+    test_list: Path | None,
+    preprocessing: Preprocessing,
+    *,
+    root: Path | None = None,
+    seed: int = 0,
+    cache_bytes: int = 0,
+) -> LongTailedData:
+    """The same for lists of any name (see ``image_list``)."""
+    return _load(list_image_lists(Path(train_list), test_list, root), preprocessing, seed, cache_bytes)
+
+
+def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: Preprocessing) -> FileImageSet:
+    """The test images of ``data_dir`` for a model with these classes: no training images are needed.
+
+    They are ``test.csv`` / ``test.txt``, else ``test/CLASS/*``, else ``data_dir/CLASS/*``.
+
+    Raises:
+        DataError: no such images, or a class that the model does not know.
+    """
+    data_dir = Path(data_dir)
+    test_list = find_list(data_dir, "test")
+    if test_list is not None:
+        files: Sequence[LabelledFile] = list_image_lists(test_list).train
+    else:
+        folder = data_dir / "test" if (data_dir / "test").is_dir() else data_dir
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder; give the folder that holds test/CLASS/*.")
+        _, files, _ = list_class_folders(folder)
+    if not files:
+        raise DataError(f"{data_dir} has no test images; expected {data_dir}/test/CLASS/*.jpg (or .png, .webp, .bmp).")
+    unknown = sorted({file.label for file in files} - set(class_names))
+    if unknown:
+        raise DataError(f"{data_dir} has the class {unknown[0]!r}, which the model does not know; remove or rename it.")
+    return FileImageSet([file.path for file in files], _labels(files, class_names), preprocessing)
+
+
+def _load(listing: Listing, preprocessing: Preprocessing, seed: int, cache_bytes: int) -> LongTailedData:
+    _check(listing)
+    train = list(listing.train)
+    if listing.test is None:
+        train_indices, test_indices = hold_out(_labels(train, listing.class_names), seed)
+        train, test = [train[i] for i in train_indices], [train[i] for i in test_indices]
+    else:
+        test = list(listing.test)
+
+    def image_set(files: Sequence[LabelledFile]) -> FileImageSet:
+        return FileImageSet(
+            [file.path for file in files], _labels(files, listing.class_names), preprocessing, cache_bytes
+        )
+
+    return LongTailedData(
+        name=listing.root.resolve().name,
+        train=image_set(train),
+        test=image_set(test),
+        class_names=listing.class_names,
+        preprocessing=preprocessing,
+    )
+
+
+def _check(listing: Listing) -> None:
+    if len(listing.class_names) < 2:
+        raise DataError(f"{listing.root} has {len(listing.class_names)} class; a classifier needs at least 2.")
+    counts = Counter(file.label for file in listing.train)
+    empty = [name for name in listing.class_names if not counts[name]]
+    if empty:
+        raise DataError(
+            f"{len(empty)} class(es) have no training images (such as {empty[0]!r}); add images or remove the class."
+        )
+    if listing.test is not None and not listing.test:
+        raise DataError(f"The test set of {listing.root} is empty; add images, or remove it to hold some out of train.")
+    missing = next((file.path for file in (*listing.train, *(listing.test or ())) if not file.path.is_file()), None)
+    if missing is not None:
+        raise DataError(f"{missing} is listed but does not exist; correct the list or its root.")
+
+
+def _labels(files: Sequence[LabelledFile], class_names: Sequence[str]) -> NDArray[np.int64]:
+    number = {name: label for label, name in enumerate(class_names)}
+    return np.asarray([number[file.label] for file in files], dtype=np.int64)
