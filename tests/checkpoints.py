@@ -26,17 +26,17 @@ def digit_pixels(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(grey[..., None], 3, axis=-1), digits.target[:count].astype(np.int64)
 
 
-def make_checkpoint(path: Path, name: str = "resnet20", norm: NormConfig | None = None, steps: int = 12) -> None:
+def make_checkpoint(path: Path, name: str = "resnet20", norm: NormConfig | None = None, steps: int = 6) -> None:
     """Train ``steps`` short steps on both paths and save; seconds, not accuracy, is the point."""
     torch.manual_seed(0)
     norm = None if name.endswith("-bn") else (norm or NormConfig())
     architecture = ArchitectureConfig(name=name, num_classes=10, norm=norm)
     model = create_model(architecture)
-    pixels, labels = digit_pixels(64 * steps)
+    pixels, labels = digit_pixels(32 * steps)
     images = torch.from_numpy(((pixels / 255.0 - 0.5) / 0.25).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     targets = torch.from_numpy(labels)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for x, y in zip(images.split(64), targets.split(64), strict=True):
+    for x, y in zip(images.split(32), targets.split(32), strict=True):
         loss = F.cross_entropy(model(x), y)
         if norm is not None:
             with split_path(model, y):

@@ -19,7 +19,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real ``model.pt``: ResNet-20 CBN on digits-sized input, its statistics moved by real digits, its split path used."""
+    """A real ``model.pt``: ResNet-20 CBN, a few steps on real digits, both paths used."""
     torch = pytest.importorskip("torch")
     from tests.checkpoints import make_checkpoint
 

@@ -1,8 +1,8 @@
 """The paper's equations as pure functions of tensors.
 
 Notation: B images, D channels, H x W pixels, M components, N = B H W; x is (B, D, *spatial), statistics and affine
-tables are (M, D), priors and masses are (M,), posteriors w are (B, M, *spatial). Every function keeps its input's
-floating dtype unless it says otherwise; posteriors are at least float32.
+tables are (M, D), priors and masses are (M,). The efficient forms work on P = H W flattened pixels: posteriors w are
+(B, M, P). Densities are computed in float32, or in float64 for a float64 x.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cbn_deploy.kernels import portable
 
 __all__ = [
+    "CentredPixels",
     "Moments",
     "batch_moments",
+    "centred_pixels",
     "compound_batch_norm_naive",
     "compound_normalize",
     "gaussian_log_density",
@@ -99,40 +102,54 @@ def compound_batch_norm_naive(
     return (w.unsqueeze(2) * (scale_ * standardized + bias_)).sum(1)
 
 
-def posterior(x: Tensor, tau: Tensor, mean: Tensor, var: Tensor, eps: float, density_scale: float = 1.0) -> Tensor:
-    """Eq. (8) by two small matrix products: (B, M, *spatial), float32 (float64 for float64 ``x``)."""
-    dtype = portable.working_dtype(x)
-    unit = torch.ones((), dtype=dtype, device=x.device).expand_as(mean)
-    tables = portable.inference_tables(tau.to(dtype), mean.to(dtype), var.to(dtype), unit, unit, eps)
-    centred = x.to(dtype).flatten(2) if x.ndim > 2 else x.to(dtype).unsqueeze(2)
-    logits = portable.mixture_logits(centred - tables.centre[:, None], tables, density_scale)
-    return torch.softmax(logits, dim=1).reshape(x.shape[0], tau.shape[0], *x.shape[2:])
+class CentredPixels(NamedTuple):
+    """A batch as the equations below read it: flattened, about a centre, with its squares. Made once, used by all.
+
+    Attributes:
+        centre: (D,) batch mean per channel, a constant: it only keeps the sums small, so it carries no gradient.
+        values: (B, D, P) x - centre.
+        squares: (B, D, P) values squared.
+        shape: shape of x.
+    """
+
+    centre: Tensor
+    values: Tensor
+    squares: Tensor
+    shape: torch.Size
 
 
-def weighted_moments(x: Tensor, w: Tensor) -> Moments:
-    """M-step, Eq. (10)-(12): moments of ``x`` under the posteriors ``w``; tau^c = mass / N.
+def centred_pixels(x: Tensor, centre: Tensor | None = None) -> CentredPixels:
+    """Flatten ``x`` (B, D, *spatial) about ``centre`` (D,), by default its own mean; float32 at least."""
+    x_BDP = (x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)).to(portable.working_dtype(x))
+    centre = x_BDP.detach().mean((0, 2)) if centre is None else centre
+    values = x_BDP - centre[:, None]
+    return CentredPixels(centre, values, values.square(), x.shape)
+
+
+def posterior(
+    pixels: CentredPixels, tau: Tensor, mean: Tensor, var: Tensor, eps: float, density_scale: float = 1.0
+) -> Tensor:
+    """Eq. (8) by two small matrix products: (B, M, P)."""
+    tables = portable.density_tables(tau, mean, var, eps, pixels.centre)
+    return torch.softmax(portable.mixture_logits(pixels.values, pixels.squares, tables, density_scale), dim=1)
+
+
+def weighted_moments(pixels: CentredPixels, w: Tensor) -> Moments:
+    """M-step, Eq. (10)-(12): moments under the posteriors ``w`` (B, M, P); tau^c = mass / N.
 
     Eq. (12) prints mu_j, Algorithm 2 the batch mean; the batch mean is what makes it a variance, and is used here.
-    Sums are taken about the batch mean, so that a large common offset costs no precision.
     """
-    x_BDP, w_BMP = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2), w.flatten(2) if w.ndim > 2 else w.unsqueeze(2)
-    # Moments are shifted back below, so the shift carries no gradient of its own.
-    centre = x_BDP.detach().mean((0, 2))
-    centred_BPD = (x_BDP - centre[:, None]).transpose(1, 2)
-    mass = w_BMP.sum((0, 2))
-    first = torch.bmm(w_BMP, centred_BPD).sum(0)
-    second = torch.bmm(w_BMP, centred_BPD.square()).sum(0)
-    return _moments(mass, first, second, centre)
+    first = torch.bmm(w, pixels.values.transpose(1, 2)).sum(0)
+    second = torch.bmm(w, pixels.squares.transpose(1, 2)).sum(0)
+    return _moments(w.sum((0, 2)), first, second, pixels.centre)
 
 
 def group_moments(x: Tensor, groups: Tensor, num_groups: int) -> Moments:
     """Eq. (17) and (18): moments of the images of each group; ``groups`` is int64 (B,), values 0..num_groups-1."""
-    x_BDP = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
-    centre = x_BDP.detach().mean((0, 2))
-    centred = x_BDP - centre[:, None]
-    members_MB = torch.nn.functional.one_hot(groups, num_groups).to(x.dtype).t()
-    mass = members_MB.sum(1) * x_BDP.shape[2]
-    return _moments(mass, members_MB @ centred.sum(2), members_MB @ centred.square().sum(2), centre)
+    pixels = centred_pixels(x)
+    members_MB = F.one_hot(groups, num_groups).to(pixels.values.dtype).t()
+    mass = members_MB.sum(1) * pixels.values.shape[2]
+    return _moments(mass, members_MB @ pixels.values.sum(2), members_MB @ pixels.squares.sum(2), pixels.centre)
 
 
 def _moments(mass: Tensor, first: Tensor, second: Tensor, centre: Tensor) -> Moments:
@@ -145,18 +162,14 @@ def _moments(mass: Tensor, first: Tensor, second: Tensor, centre: Tensor) -> Mom
 
 
 def compound_normalize(
-    x: Tensor, w: Tensor, mean: Tensor, var: Tensor, scale: Tensor, bias: Tensor, eps: float
+    pixels: CentredPixels, w: Tensor, mean: Tensor, var: Tensor, scale: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """Eq. (7) and (16) for given posteriors: sum_j w_j (scale_j (x - mu_j) / sqrt(var_j + eps) + bias_j).
+    """Eq. (7) and (16) for given posteriors (B, M, P): sum_j w_j (scale_j (x - mu_j) / sqrt(var_j + eps) + bias_j).
 
     Efficient form: (x - m0) * (w^T A) + w^T B with A = scale / sqrt(var + eps), B = bias - A (mu - m0).
     """
-    centre = mean.detach().mean(0)
-    gain = scale * (var + eps).rsqrt()
-    offset = bias - gain * (mean - centre)
-    x_BDP, w_BMP = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2), w.flatten(2) if w.ndim > 2 else w.unsqueeze(2)
-    y = (x_BDP - centre[:, None]) * (gain.t() @ w_BMP) + offset.t() @ w_BMP
-    return y.reshape(x.shape)
+    gain, offset = portable.combination_tables(mean, var, scale, bias, eps, pixels.centre)
+    return torch.addcmul(offset.t() @ w, pixels.values, gain.t() @ w).reshape(pixels.shape)
 
 
 def split_normalize(

@@ -69,21 +69,29 @@ class MixtureBatchNorm(nn.Module):
 
     def posterior(self, x: Tensor) -> Tensor:
         """Eq. (8) under the running statistics: (B, M, *spatial)."""
-        return functional.posterior(x, *self.running, self.config.eps, self.density_scale)
+        w = self._expectation(functional.centred_pixels(x, self._running_centre()))
+        return w.reshape(len(x), self.config.components, *x.shape[2:])
 
     def _compound(self, x: Tensor) -> Tensor:
         if not self.training:
-            w = self.posterior(x).to(x.dtype)
-            return self._combine(x, w, self.running_mean, self.running_var)
-        if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
-            self._store(statistics_of_first_batch(x, self.config.components))
-        w = self.posterior(x)
-        w = (w if self.config.posterior_gradient else w.detach()).to(x.dtype)
-        mean, var = self._learn(functional.weighted_moments(x, w), update_tau=True)
-        return self._combine(x, w, mean, var)
+            # Not the batch's own mean: what an image becomes must not depend on its neighbours, NaN ones least of all.
+            pixels = functional.centred_pixels(x, self._running_centre())
+            w, mean, var = self._expectation(pixels), self.running_mean, self.running_var
+        else:
+            if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
+                self._store(statistics_of_first_batch(x, self.config.components))
+            pixels = functional.centred_pixels(x)
+            w = self._expectation(pixels)
+            w = w if self.config.posterior_gradient else w.detach()
+            mean, var = self._learn(functional.weighted_moments(pixels, w), update_tau=True)
+        y = functional.compound_normalize(pixels, w, mean, var, self.weight, self.bias, self.config.eps)
+        return y.to(x.dtype)
 
-    def _combine(self, x: Tensor, w: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        return functional.compound_normalize(x, w, mean, var, self.weight, self.bias, self.config.eps)
+    def _running_centre(self) -> Tensor:
+        return (self.running_tau[:, None] * self.running_mean).sum(0)
+
+    def _expectation(self, pixels: functional.CentredPixels) -> Tensor:
+        return functional.posterior(pixels, *self.running, self.config.eps, self.density_scale)
 
     def _split(self, x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if len(groups) != len(x):
