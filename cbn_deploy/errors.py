@@ -6,6 +6,7 @@ CbnError
  ├── CheckpointError           a ``model.pt`` that is truncated, untrusted or of another format
  ├── ModelFileError            a ``model.onnx`` that is unreadable or does not describe itself
  ├── RuntimeUnavailableError   a runtime whose package is not installed
+ ├── SettingsError             a flag, environment variable or key file of the server that cannot work
  ├── OutputError               a folder or file that cannot be written, a full disk
  ├── TrainingError             a run that cannot go on (NaN loss)
  ├── ParityError               an export whose answers differ from the checkpoint's
@@ -34,6 +35,7 @@ __all__ = [
     "ParityError",
     "RecipeError",
     "RuntimeUnavailableError",
+    "SettingsError",
     "TrainingError",
     "UnsupportedImageError",
 ]
@@ -61,6 +63,10 @@ class ModelFileError(CbnError):
 
 class RuntimeUnavailableError(CbnError):
     """A runtime whose package is not installed; the message says what to install."""
+
+
+class SettingsError(CbnError):
+    """A setting of the server that cannot work."""
 
 
 class OutputError(CbnError):
