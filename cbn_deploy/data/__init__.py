@@ -2,7 +2,9 @@
 
 from cbn_deploy.data.cifar import load_cifar_lt
 from cbn_deploy.data.config import DataConfig, ViewConfig
+from cbn_deploy.data.data_report import DataReport
 from cbn_deploy.data.digits import load_digits_lt
+from cbn_deploy.data.doctor import check_data
 from cbn_deploy.data.image_set import ArrayImageSet, FileImageSet, ImageSet, LongTailedData
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, evaluation_batches, training_loader
@@ -12,12 +14,14 @@ from cbn_deploy.data.user_images import load_image_folder, load_image_list, load
 __all__ = [
     "ArrayImageSet",
     "DataConfig",
+    "DataReport",
     "FileImageSet",
     "ImageSet",
     "LongTailedData",
     "TrainingBatch",
     "TrainingLoader",
     "ViewConfig",
+    "check_data",
     "evaluation_batches",
     "load_cifar_lt",
     "load_data",

@@ -1,7 +1,7 @@
 """Lists of images: ``path label`` a line (text), or ``path,label`` a row (CSV).
 
-A label is a class name or a 0-based index. If every label is a number they are indices, and a ``classes.txt`` beside the
-list (one name a line) names them; otherwise labels are names, in natural order unless ``classes.txt`` orders them.
+A label is a class name or a 0-based index. If every label is a number they are indices, and a ``classes.txt`` beside
+the list (one name a line) names them; otherwise labels are names, in natural order unless ``classes.txt`` orders them.
 Paths are relative to the root, which they must not leave.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
@@ -28,13 +28,19 @@ def find_list(data_dir: Path, split: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def list_image_lists(train_list: Path, test_list: Path | None = None, root: Path | None = None) -> Listing:
+def list_image_lists(
+    train_list: Path,
+    test_list: Path | None = None,
+    root: Path | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Listing:
     """Read one or two lists; opens no image.
 
     Args:
         train_list: CSV (by its ending) or text.
         test_list: the same for the test images.
         root: what paths are relative to; the folder of ``train_list`` if ``None``.
+        class_names: in place of ``classes.txt``.
 
     Raises:
         DataError: a list cannot be read, is empty, or a line is malformed or points outside the root.
@@ -43,7 +49,7 @@ def list_image_lists(train_list: Path, test_list: Path | None = None, root: Path
     train = _read(train_list, root)
     test = None if test_list is None else _read(test_list, root)
     both = [*train, *(test or [])]
-    names = _names(train_list.parent / "classes.txt")
+    names = _names(train_list.parent / "classes.txt") if class_names is None else list(class_names)
     as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
     if as_indices:
         names = names or [str(index) for index in range(_class_count(train_list, both))]
@@ -129,4 +135,4 @@ def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> s
         return names[int(label)]
     if not as_index and label in names:
         return label
-    raise DataError(f"{source}: label {label!r} is none of the {len(names)} classes of classes.txt.")
+    raise DataError(f"{source}: label {label!r} is none of the {len(names)} known classes; correct it or classes.txt.")

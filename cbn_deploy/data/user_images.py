@@ -75,7 +75,7 @@ def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: 
     data_dir = Path(data_dir)
     test_list = find_list(data_dir, "test")
     if test_list is not None:
-        files: Sequence[LabelledFile] = list_image_lists(test_list).train
+        files: Sequence[LabelledFile] = list_image_lists(test_list, class_names=class_names).train
     else:
         folder = data_dir / "test" if (data_dir / "test").is_dir() else data_dir
         if not folder.is_dir():

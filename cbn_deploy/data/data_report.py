@@ -1,0 +1,189 @@
+"""What the data doctor found, as values, as sentences and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cbn_deploy.runtime.description import shot_group
+
+__all__ = ["ClassCount", "DataReport", "Group", "Unreadable"]
+
+# Fewer training images than this cannot show a class's variety; fewer than two leave nothing to learn from.
+_VERY_SMALL = 5
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Readable images of one class."""
+
+    name: str
+    train: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images with identical pixels, and the classes they are filed under."""
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """The doctor's findings.
+
+    Attributes:
+        name: of the data set.
+        classes: readable images of every class, in label order.
+        has_test: whether the user gave test images (otherwise some of train are held out).
+        images: images examined.
+        unreadable: files that cannot be used.
+        duplicates: groups of identical images within train.
+        leaks: groups of identical images in train and test.
+        conflicts: groups of identical images under different classes.
+        sizes: ((width, height), images), most frequent first.
+        kinds: (file format and colour mode, images), most frequent first.
+        ignored: files in the folders that are no images by their name.
+    """
+
+    name: str
+    classes: tuple[ClassCount, ...]
+    has_test: bool
+    images: int
+    unreadable: tuple[Unreadable, ...]
+    duplicates: tuple[Group, ...]
+    leaks: tuple[Group, ...]
+    conflicts: tuple[Group, ...]
+    sizes: tuple[tuple[tuple[int, int], int], ...]
+    kinds: tuple[tuple[str, int], ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def rho(self) -> float | None:
+        """Largest over smallest training count; ``None`` if a class has no training image."""
+        counts = [c.train for c in self.classes]
+        return max(counts) / min(counts) if counts and min(counts) > 0 else None
+
+    @property
+    def shots(self) -> dict[str, int]:
+        """Classes in each shot group (classes without training images in none)."""
+        groups = [shot_group(c.train) for c in self.classes if c.train]
+        return {group: groups.count(group) for group in ("many", "medium", "few")}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each kind of problem: what is wrong and what to do. Empty: nothing was found."""
+        return tuple(sentence for sentence in (*self._class_problems(), *self._image_problems()) if sentence)
+
+    def _class_problems(self) -> list[str]:
+        no_train = [c.name for c in self.classes if not c.train]
+        no_test = [c.name for c in self.classes if self.has_test and c.train and not c.test]
+        small = [c.name for c in self.classes if 0 < c.train < _VERY_SMALL]
+        single = [c.name for c in self.classes if not self.has_test and c.train == 1]
+        return [
+            "" if len(self.classes) > 1 else f"There is {len(self.classes)} class; a classifier needs at least 2.",
+            _some(no_train, "class has", "classes have", "no training images; add some or remove the class."),
+            _some(no_test, "class has", "classes have", "no test images, so no recall can be given; add some."),
+            _some(
+                small,
+                "class has",
+                "classes have",
+                f"fewer than {_VERY_SMALL} training images; expect low recall there and add more if you can.",
+            ),
+            _some(
+                single, "class has", "classes have", "one image only, so none can be held out for a test; add images."
+            ),
+        ]
+
+    def _image_problems(self) -> list[str]:
+        def first(groups: tuple[Group, ...]) -> list[str]:
+            return [" = ".join(group.names[:2]) for group in groups]
+
+        return [
+            _some(
+                [file.name for file in self.unreadable],
+                "file is",
+                "files are",
+                "unreadable; replace or remove them before training.",
+            ),
+            _some(
+                first(self.leaks),
+                "image is",
+                "images are",
+                "in train and in test, which flatters the result; remove them from train.",
+            ),
+            _some(
+                first(self.conflicts), "image is", "images are", "filed under several classes; keep the right one only."
+            ),
+            _some(
+                first(self.duplicates),
+                "image is",
+                "images are",
+                "in train more than once, which inflates its class's count; keep one copy.",
+            ),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: every attribute, and rho, shots and problems."""
+        return {
+            **dataclasses.asdict(self),
+            "sizes": [{"width": w, "height": h, "images": count} for (w, h), count in self.sizes],
+            "kinds": dict(self.kinds),
+            "rho": self.rho,
+            "shots": self.shots,
+            "problems": list(self.problems),
+        }
+
+    def render(self, console: Console) -> None:
+        """Print counts, sizes and problems."""
+        table = Table(title=f"{escape(self.name)}: {self.images} images, {len(self.classes)} classes")
+        table.add_column("class")
+        table.add_column("train", justify="right")
+        table.add_column("test", justify="right")
+        table.add_column("shots")
+        for c in self.classes:
+            test = str(c.test) if self.has_test else "-"
+            table.add_row(escape(c.name), str(c.train), test, shot_group(c.train) if c.train else "none")
+        console.print(table)
+        rho = "undefined" if self.rho is None else f"{self.rho:.1f}"
+        shots = ", ".join(f"{count} {group}" for group, count in self.shots.items())
+        console.print(f"rho (largest / smallest class): {rho}; shots: {shots}")
+        sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in self.sizes[:3])
+        more = f" and {len(self.sizes) - 3} other sizes" if len(self.sizes) > 3 else ""
+        console.print(f"image sizes: {sizes or 'none'}{more}; {', '.join(f'{kind} ({n})' for kind, n in self.kinds)}")
+        if not self.has_test:
+            console.print("no test images given: part of train will be held out, the same number of each class")
+        if self.ignored:
+            console.print(
+                f"{len(self.ignored)} file(s) ignored, not images by name (such as {escape(self.ignored[0])})"
+            )
+        for file in self.unreadable[:_SHOWN]:
+            console.print(f"  unreadable: {escape(file.name)}: {escape(file.reason)}")
+        if not self.problems:
+            console.print("[green]No problems found.[/green]")
+        for problem in self.problems:
+            console.print(f"[yellow]Problem:[/yellow] {escape(problem)}")
+
+
+def _some(names: list[str], one: str, many: str, rest: str) -> str:
+    """ "2 classes have (a, b) no ..." or nothing if there are none; names the first three."""
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {one if len(names) == 1 else many} {rest.rstrip('.')} ({shown})."

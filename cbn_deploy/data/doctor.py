@@ -1,0 +1,158 @@
+"""The data doctor: look at every image once and say what would spoil a training run or its result."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from cbn_deploy.data.config import DataConfig
+from cbn_deploy.data.data_report import ClassCount, DataReport, Group, Unreadable
+from cbn_deploy.data.image_set import ImageSet, read_image
+from cbn_deploy.data.listing import LabelledFile, Listing
+from cbn_deploy.data.load import load_data
+from cbn_deploy.data.user_images import list_images
+from cbn_deploy.errors import CbnError, DataError
+
+__all__ = ["check_data"]
+
+Progress = Callable[[int, int], None]
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One image to look at."""
+
+    split: Split
+    label: str
+    name: str
+    read: Callable[[], Image.Image]
+    path: Path | None = None
+
+
+@dataclass
+class _Findings:
+    """What looking at the images brings up."""
+
+    unreadable: list[Unreadable] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    by_content: dict[bytes, list[_Sample]] = field(default_factory=lambda: defaultdict(list))
+
+
+def check_data(config: DataConfig, data_dir: Path | None = None, progress: Progress | None = None) -> DataReport:
+    """Decode every image and report counts, damage, duplicates and leaks. Damaged files are reported, never raised.
+
+    Two images are the same if their decoded RGB pixels are, whatever the files' names and formats.
+
+    Args:
+        config: which data set; for an image folder even a set that ``load_data`` refuses is examined.
+        data_dir: where it lies.
+        progress: called with (images done, images in all).
+
+    Raises:
+        DataError: there is nothing to examine.
+    """
+    if config.source == "image-folder":
+        if data_dir is None:
+            raise DataError("image-folder needs its images: say where they are with --data DIR.")
+        listing = list_images(data_dir)
+        samples = _listed_samples(listing)
+        return _report(listing.root.resolve().name, listing, samples, _examine(samples, progress))
+    data = load_data(config, data_dir)
+    samples = [*_set_samples("train", data.train, data.class_names), *_set_samples("test", data.test, data.class_names)]
+    listing = Listing(root=Path(data.name), class_names=data.class_names, train=(), test=())
+    return _report(data.name, listing, samples, _examine(samples, progress))
+
+
+def _listed_samples(listing: Listing) -> list[_Sample]:
+    def samples(split: Split, files: Sequence[LabelledFile]) -> list[_Sample]:
+        return [
+            _Sample(split, f.label, _short(f.path, listing.root), partial(read_image, f.path), f.path) for f in files
+        ]
+
+    return [*samples("train", listing.train), *samples("test", listing.test or ())]
+
+
+def _set_samples(split: Split, images: ImageSet, class_names: Sequence[str]) -> list[_Sample]:
+    return [
+        _Sample(split, class_names[label], f"{split} {images.name(index)}", partial(images.image, index))
+        for index, label in enumerate(images.labels.tolist())
+    ]
+
+
+def _short(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings:
+    findings = _Findings()
+    for done, sample in enumerate(samples, start=1):
+        try:
+            image = sample.read()
+        except CbnError as error:
+            findings.unreadable.append(Unreadable(sample.name, str(error)))
+        else:
+            findings.sizes[image.size] += 1
+            findings.kinds[_kind(sample.path)] += 1
+            findings.by_content[_fingerprint(image)].append(sample)
+        if progress is not None:
+            progress(done, len(samples))
+    return findings
+
+
+def _kind(path: Path | None) -> str:
+    """Such as "JPEG RGB": format and colour mode of a file that has already been decoded once."""
+    if path is None:
+        return "array RGB"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as decoding did: Pillow remarks on odd headers
+        with Image.open(path) as image:
+            return f"{image.format} {image.mode}"
+
+
+def _fingerprint(image: Image.Image) -> bytes:
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(image.tobytes())
+    return digest.digest()
+
+
+def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _Findings) -> DataReport:
+    readable = [sample for group in findings.by_content.values() for sample in group]
+    counts = Counter((sample.split, sample.label) for sample in readable)
+    groups = [group for group in findings.by_content.values() if len(group) > 1]
+    duplicates, leaks, conflicts = [], [], []
+    for group in groups:
+        train = [sample for sample in group if sample.split == "train"]
+        record = Group(tuple(sample.name for sample in group), tuple(sorted({sample.label for sample in group})))
+        if len(train) > 1:
+            duplicates.append(
+                Group(tuple(sample.name for sample in train), tuple(sorted({sample.label for sample in train})))
+            )
+        if 0 < len(train) < len(group):
+            leaks.append(record)
+        if len(record.labels) > 1:
+            conflicts.append(record)
+    return DataReport(
+        name=name,
+        classes=tuple(
+            ClassCount(label, counts["train", label], counts["test", label]) for label in listing.class_names
+        ),
+        has_test=listing.test is not None,
+        images=len(samples),
+        unreadable=tuple(findings.unreadable),
+        duplicates=tuple(duplicates),
+        leaks=tuple(leaks),
+        conflicts=tuple(conflicts),
+        sizes=tuple(sorted(findings.sizes.items(), key=lambda item: (-item[1], item[0]))),
+        kinds=tuple(findings.kinds.most_common()),
+        ignored=tuple(_short(path, listing.root) for path in listing.ignored),
+    )
