@@ -1,0 +1,1 @@
+"""Deployable -> answers: an HTTP server for exported models. Imports no torch."""

@@ -1,0 +1,148 @@
+"""``/v1``: images in, ranked labels out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from numpy.typing import NDArray
+
+from cbn_deploy.runtime import Prediction
+from serving.api.schemas import (
+    ClassifyQuery,
+    ClassifyResponse,
+    ImageResult,
+    ModelList,
+    ModelSummary,
+    Timing,
+    problems,
+)
+from serving.errors import ApiError
+from serving.images import read_images
+from serving.models import ServedModel
+from serving.ranking import correct_prior, energy, parse_prior, rank
+from serving.responses import JsonResponse
+from serving.services import Services, ServicesOf
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["classify"])
+
+_BINARY = {"type": "string", "format": "binary"}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "array", "items": _BINARY, "minItems": 1}},
+                    "required": ["image"],
+                    "additionalProperties": False,
+                }
+            },
+            **{f"image/{kind}": {"schema": _BINARY} for kind in ("jpeg", "png", "webp", "bmp")},
+        },
+    }
+}
+
+
+@router.get("/models", response_model=ModelList, responses=problems(401, 500))
+async def list_models(services: ServicesOf) -> JsonResponse:
+    """The models that are served, with their labels and what runs them."""
+    return JsonResponse(ModelList(models=[_summary(model) for model in services.registry]))
+
+
+@router.post(
+    "/classify",
+    response_model=ClassifyResponse,
+    responses=problems(400, 401, 404, 408, 413, 415, 422, 500, 503, 504),
+    openapi_extra=_BODY,
+)
+async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], services: ServicesOf) -> JsonResponse:
+    """Rank the labels of one or several images, sent as the parts `image` of a form, or one image as the body."""
+    with services.admission.admit():
+        model = services.registry.get(query.model)
+        prior = _target_prior(query.prior, model)
+        if query.explain and not model.components:
+            raise ApiError(422, f"explain: {model.name} returns no posteriors; export it with --with-posterior.")
+        images = await read_images(request, services.settings, services.decoder)
+        try:
+            answer = _classify(images, model, services)
+            prediction, timing = await asyncio.wait_for(answer, services.settings.timeout)
+        except asyncio.TimeoutError:
+            raise ApiError(504, f"No answer within {services.settings.timeout:g} seconds; send fewer images.") from None
+    services.metrics.images.labels(model=model.name).inc(len(images))
+    request.state.log.update(model=model.name, images=len(images))
+    return JsonResponse(
+        ClassifyResponse(
+            model=model.name,
+            results=[_result(prediction, index, model, prior, query) for index in range(len(images))],
+            timing=timing,
+            request_id=request.state.request_id,
+        )
+    )
+
+
+async def _classify(images: list[bytes], model: ServedModel, services: Services) -> tuple[Prediction, Timing]:
+    started = time.perf_counter()
+    batch = await services.decoder.decode(images, model.description.preprocessing)
+    decoded = time.perf_counter() - started
+    timed = await services.inference.run(model.session, batch)
+    stages = {"decode": decoded, "queue": timed.queue_seconds, "inference": timed.inference_seconds}
+    for stage, seconds in stages.items():
+        services.metrics.stage_seconds.labels(model=model.name, stage=stage).observe(seconds)
+    return timed.prediction, Timing(**{f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in stages.items()})
+
+
+def _target_prior(text: str | None, model: ServedModel) -> NDArray[np.float64] | None:
+    if text is None:
+        return None
+    try:
+        return parse_prior(text, model.description)
+    except ValueError as error:
+        raise ApiError(422, f"{error}.") from error
+
+
+def _result(
+    prediction: Prediction, index: int, model: ServedModel, prior: NDArray[np.float64] | None, query: ClassifyQuery
+) -> ImageResult:
+    logits: NDArray[np.floating[Any]] = prediction.logits[index]
+    corrected = logits
+    if prior is not None:
+        corrected = correct_prior(logits, np.asarray(model.description.training_prior), prior)
+    return ImageResult(
+        predictions=rank(corrected, model.description, query.top_k),
+        energy=energy(logits),
+        occupancy=_occupancy(prediction, index) if query.explain else None,
+    )
+
+
+def _occupancy(prediction: Prediction, index: int) -> dict[str, list[float]]:
+    """Layer -> the mean over pixels of each component's posterior (M,)."""
+    return {
+        layer: posterior[index].reshape(posterior.shape[1], -1).mean(axis=1, dtype=np.float64).tolist()
+        for layer, posterior in prediction.posteriors.items()
+    }
+
+
+def _summary(model: ServedModel) -> ModelSummary:
+    description = model.description
+    return ModelSummary(
+        name=model.name,
+        architecture=description.architecture,
+        components=description.components,
+        labels=list(description.class_names),
+        shot_groups=list(description.shot_groups),
+        input_height=description.preprocessing.height,
+        input_width=description.preprocessing.width,
+        explains=bool(model.components),
+        runtime=model.info.runtime,
+        runtime_version=model.info.version,
+        kernel_path=model.info.kernel_path,
+        threads=model.info.threads,
+        source_sha256=description.source_sha256,
+    )

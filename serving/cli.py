@@ -1,0 +1,122 @@
+"""``cbn-serve``: serve exported models over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from fastapi import FastAPI
+
+from cbn_deploy.cli import run_cli
+from cbn_deploy.errors import SettingsError
+from serving.app import create_app
+from serving.logs import configure_logging
+from serving.settings import ServingSettings, load_settings
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+Examples:
+
+  cbn-serve model.onnx
+
+  cbn-serve birds=birds/model.onnx flowers=flowers/model.onnx --host 0.0.0.0 --port 9000
+
+  curl -F image=@photo.jpg 'http://127.0.0.1:8000/v1/classify?top_k=3'
+
+Every option is also an environment variable: CBN_MAX_QUEUE=16 is --max-queue 16. A flag beats the variable.
+"""
+
+# A header block larger than this is refused; uvicorn's own default, stated.
+_MAX_HEADER_BYTES = 64 * 2**10
+_BACKLOG = 2048
+
+app = typer.Typer(add_completion=False)
+log = logging.getLogger("serving")
+
+
+@app.command(epilog=_EXAMPLES)
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL.onnx ...", help="Model files; NAME=PATH serves one under a name of its own."),
+    ] = None,
+    runtime: Annotated[str | None, typer.Option(help="auto, onnxruntime, openvino or torch. [auto]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [8000]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that share one inference. [all CPUs]")] = None,
+    decode_threads: Annotated[int | None, typer.Option(help="Threads that decode images. [all CPUs]")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Inferences that run at once. [1]")] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(help="Requests in progress or waiting; the next one gets 503. [64]")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for decoding and inference, then 504. [30]")] = None,
+    max_upload_bytes: Annotated[int | None, typer.Option(help="Bytes of a request's body. [16777216]")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixels of a decoded image. [40000000]")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Images in a request. [32]")] = None,
+    upload_timeout: Annotated[float | None, typer.Option(help="Seconds for a body to arrive, then 408. [10]")] = None,
+    max_connections: Annotated[int | None, typer.Option(help="Open connections. [1000]")] = None,
+    drain_timeout: Annotated[
+        int | None, typer.Option(help="Seconds that SIGTERM leaves requests to finish. [30]")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File of API keys, one a line; without it the server is open.")
+    ] = None,
+) -> None:
+    """Serve exported models over HTTP: POST images to /v1/classify, see /docs."""
+    # Every argument is a setting of the same name, and it is needed nowhere else.
+    settings = load_settings(**{**locals(), "models": models or None})
+    application = create_app(settings)
+    with _listen(settings) as listener:
+        _run(application, settings, listener)
+
+
+def main() -> None:
+    """Entry point of ``cbn-serve``."""
+    configure_logging()
+    signal.signal(signal.SIGTERM, _exit_cleanly)
+    run_cli(app)
+
+
+def _listen(settings: ServingSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror or error}); "
+            "choose another --host or --port."
+        ) from error
+
+
+def _run(application: FastAPI, settings: ServingSettings, listener: socket.socket) -> None:
+    config = uvicorn.Config(
+        application,
+        http="h11",  # the implementation that bounds the size of a header block
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=settings.drain_timeout,
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+    )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{listener.getsockname()[1]}"
+    log.info("serving", extra={"fields": {"url": url, "docs": f"{url}/docs", "models": _names(application)}})
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _names(application: FastAPI) -> list[str]:
+    return [model.name for model in application.state.services.registry]
+
+
+def _exit_cleanly(*_: object) -> None:
+    """SIGTERM while loading ends the process; while serving, uvicorn drains first and raises it again afterwards."""
+    raise SystemExit(0)

@@ -1,0 +1,80 @@
+"""Every failure as a status and one sentence: RFC 9457 problem+json, or ``{"error": text}`` under ``/v2``.
+
+400 malformed body · 401 no valid key · 404 no such path or model · 405 method · 408 body too slow · 413 too many
+bytes, pixels or images · 415 not an image we read · 422 bad parameter or damaged image · 500 our fault · 503 full ·
+504 too slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from cbn_deploy.errors import CbnError, CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from serving.responses import JsonResponse
+
+__all__ = ["ApiError", "error_response", "install_error_handlers"]
+
+_SENTENCES = {
+    404: "There is nothing at this path; /docs lists what there is.",
+    405: "This path does not take that method; the Allow header says which it takes.",
+    500: "The server failed on this request; its log has the details under this request id.",
+}
+
+
+class ApiError(Exception):
+    """A request that gets ``status`` and ``detail``, one sentence for the client, instead of an answer."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+def error_response(
+    scope: MutableMapping[str, Any], status: int, detail: str = "", headers: Mapping[str, str] | None = None
+) -> JsonResponse:
+    """The error body that the path of an ASGI ``scope`` promises."""
+    detail = detail or _SENTENCES.get(status, HTTPStatus(status).phrase)
+    if scope["path"] == "/v2" or scope["path"].startswith("/v2/"):
+        return JsonResponse({"error": detail}, status, headers)
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "request_id": scope.get("state", {}).get("request_id", ""),
+    }
+    return JsonResponse(problem, status, headers, media_type="application/problem+json")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Replace FastAPI's own ``{"detail": ...}`` answers."""
+    for kind in (ApiError, CbnError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> JsonResponse:
+    match error:
+        case ApiError():
+            return error_response(request.scope, error.status, error.detail, error.headers)
+        case HTTPException():
+            return error_response(request.scope, error.status_code, headers=error.headers)
+        case RequestValidationError():
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"][1:]) or "request"
+            return error_response(request.scope, 422, f"{name}: {first['msg']}.")
+        case ImageTooLargeError():
+            return error_response(request.scope, 413, str(error))
+        case UnsupportedImageError():
+            return error_response(request.scope, 415, str(error))
+        case CorruptImageError():
+            return error_response(request.scope, 422, str(error))
+        case _:
+            raise error  # not the client's doing

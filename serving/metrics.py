@@ -1,0 +1,57 @@
+"""What Prometheus scrapes."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.models import ServedModel
+
+__all__ = ["Metrics"]
+
+# From a millisecond, which a small model takes, to the longest timeout worth waiting for.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """The counters of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "cbn_requests", "Requests answered.", ("method", "route", "status"), registry=self._registry
+        )
+        self.request_seconds = Histogram(
+            "cbn_request_seconds", "From request to response.", ("route",), buckets=_SECONDS, registry=self._registry
+        )
+        self.in_flight = Gauge("cbn_requests_in_flight", "Requests being answered.", registry=self._registry)
+        self.images = Counter("cbn_images", "Images classified.", ("model",), registry=self._registry)
+        self.stage_seconds = Histogram(
+            "cbn_stage_seconds",
+            "Time of a classification by stage: decode, queue, inference.",
+            ("model", "stage"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._model_info = Gauge(
+            "cbn_model_info",
+            "1 for every model that is served; the labels say what runs it.",
+            ("model", "architecture", "components", "runtime", "runtime_version", "kernel_path", "device", "threads"),
+            registry=self._registry,
+        )
+
+    def describe(self, model: ServedModel) -> None:
+        """Publish which code answers for ``model``."""
+        self._model_info.labels(
+            model=model.name,
+            architecture=model.description.architecture,
+            components=model.description.components,
+            runtime=model.info.runtime,
+            runtime_version=model.info.version,
+            kernel_path=model.info.kernel_path,
+            device=model.info.device,
+            threads=model.info.threads,
+        ).set(1)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,137 @@
+"""From logits to an answer: prior correction, probabilities, the ranking and the energy score.
+
+Let z be a model's logits, and pi_m the class prior that ``softmax(z)`` assumes (``training_prior`` of its description).
+By Bayes, p(y|x) is proportional to p(x|y) pi(y), so the posterior under another prior pi_t is
+
+    softmax(z + log pi_t - log pi_m).
+
+pi_m is the training frequencies for a model trained with plain cross-entropy. A balanced softmax adds log n_y to the
+logits in the LOSS only, so its z already stand for a uniform prior: there pi_m is uniform, ``prior=uniform`` changes
+nothing and ``prior=train`` adds the log frequencies back. Without ``prior`` the logits are used as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from cbn_deploy.runtime import ModelDescription
+from cbn_deploy.runtime.description import ShotGroup
+
+__all__ = ["RankedLabel", "correct_prior", "energy", "log_softmax", "parse_prior", "rank"]
+
+_SUM_TOLERANCE = 1e-6  # rounding of decimal fractions that a client sums to one
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedLabel:
+    """One line of a ranking; ``index`` is the position among the logits."""
+
+    label: str
+    index: int
+    probability: float
+    shot_group: ShotGroup
+
+
+def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """``z - logsumexp(z)`` over the last axis, in float64. ``-inf`` entries get probability 0."""
+    z = np.asarray(logits, dtype=np.float64)
+    shifted = z - z.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def energy(logits: NDArray[np.floating[Any]]) -> float:
+    """Energy score ``-logsumexp(z)`` of one image's logits (K,): low where the model knows the image, high elsewhere.
+
+    Always of the model's own logits: a prior says which classes to expect, not how familiar an image looks.
+    """
+    z = np.asarray(logits, dtype=np.float64)
+    peak = z.max()
+    return float(-(peak + np.log(np.exp(z - peak).sum())))
+
+
+def correct_prior(
+    logits: NDArray[np.floating[Any]], model_prior: NDArray[np.float64], target_prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """``z + log target - log model``: logits (..., K) whose softmax is the posterior under ``target_prior``.
+
+    A target of 0 excludes its class. A class that the model's prior gives 0 was never seen: it is treated as the rarest
+    class that was, because dividing by zero would make it certain.
+    """
+    floor = model_prior[model_prior > 0].min()
+    with np.errstate(divide="ignore"):
+        shift = np.log(target_prior) - np.log(np.maximum(model_prior, floor))
+    return np.asarray(np.asarray(logits, dtype=np.float64) + shift)
+
+
+def rank(logits: NDArray[np.floating[Any]], description: ModelDescription, top_k: int) -> list[RankedLabel]:
+    """The ``top_k`` most probable classes (all, if there are fewer) of one image's logits (K,), best first.
+
+    Equal probabilities keep the classes' order.
+    """
+    probabilities = np.exp(log_softmax(logits))
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [
+        RankedLabel(
+            label=description.class_names[index],
+            index=int(index),
+            probability=float(probabilities[index]),
+            shot_group=description.shot_groups[index],
+        )
+        for index in best
+    ]
+
+
+def parse_prior(text: str, description: ModelDescription) -> NDArray[np.float64]:
+    """The target prior (K,), summing to 1, that a client asks for.
+
+    ``train``: the training frequencies; ``uniform``: 1/K each; a JSON object of label -> probability: classes it leaves
+    out share what is missing to 1 equally, so ``{"cat": 0.9}`` is enough; ``{"cat": 0.5, "dog": 0.5}`` excludes others.
+
+    Raises:
+        ValueError: neither of these, an unknown label, a number outside 0..1, or a sum that cannot be 1.
+    """
+    if text == "train":
+        counts = np.asarray(description.class_counts, dtype=np.float64)
+        if counts.sum() <= 0:
+            raise ValueError("prior=train needs the training counts, and this model does not carry any")
+        return np.asarray(counts / counts.sum())
+    classes = len(description.class_names)
+    if text == "uniform":
+        return np.full(classes, 1.0 / classes)
+    return _prior_of_labels(_json_object(text), description)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except (orjson.JSONDecodeError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not value:
+        raise ValueError('prior must be train, uniform or a JSON object such as {"cat": 0.7, "dog": 0.3}')
+    return value
+
+
+def _prior_of_labels(given: dict[str, Any], description: ModelDescription) -> NDArray[np.float64]:
+    indices = {label: index for index, label in enumerate(description.class_names)}
+    prior = np.full(len(description.class_names), np.nan)
+    for label, probability in given.items():
+        if label not in indices:
+            raise ValueError(f"prior names {_shorten(label)}, which is not a label of this model")
+        if isinstance(probability, bool) or not isinstance(probability, (int, float)) or not 0 <= probability <= 1:
+            raise ValueError(f"prior gives {_shorten(label)} a probability that is not a number from 0 to 1")
+        prior[indices[label]] = probability
+    missing = np.isnan(prior)
+    rest = 1.0 - float(np.nansum(prior))
+    if rest < -_SUM_TOLERANCE or (not missing.any() and rest > _SUM_TOLERANCE):
+        raise ValueError(f"prior must sum to 1, but its probabilities sum to {1.0 - rest:g}")
+    prior[missing] = max(rest, 0.0) / max(int(missing.sum()), 1)
+    return np.asarray(prior / prior.sum())
+
+
+def _shorten(label: str) -> str:
+    return repr(label if len(label) <= 40 else label[:40] + "...")
