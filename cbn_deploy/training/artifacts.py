@@ -1,0 +1,138 @@
+"""What a finished run leaves behind: ``model.pt`` and the report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cbn_deploy.checkpoint import Checkpoint
+from cbn_deploy.data import LongTailedData, evaluation_batches
+from cbn_deploy.norm import mixture_health
+from cbn_deploy.runtime import ModelDescription
+from cbn_deploy.training.evaluation import evaluate_predictions, most_confused
+from cbn_deploy.training.metrics_log import EpochMetrics
+from cbn_deploy.training.predictions import predict
+from cbn_deploy.training.recipe import Recipe
+from cbn_deploy.training.report_data import LayerMixture, RunReport
+
+__all__ = [
+    "EVALUATION_BATCH",
+    "balanced_sample",
+    "build_checkpoint",
+    "build_report",
+    "device_name",
+    "run_title",
+    "tool_versions",
+]
+
+EVALUATION_BATCH = 256
+_SAMPLE_IMAGES = 128
+_SAMPLE_BYTES = 4 * 2**20
+
+
+def build_checkpoint(recipe: Recipe, data: LongTailedData, model: nn.Module) -> Checkpoint:
+    """The trained model with its description and up to 128 real test images (4 MB), balanced over the classes."""
+    architecture = recipe.architecture(len(data.class_names))
+    description = ModelDescription(
+        class_names=data.class_names,
+        class_counts=data.class_counts,
+        preprocessing=data.preprocessing,
+        architecture=architecture.name,
+        components=0 if architecture.norm is None else architecture.norm.components,
+        training_prior=_assumed_prior(recipe, data.class_counts),
+        tool_versions=tool_versions(),
+    )
+    return Checkpoint(
+        architecture=architecture,
+        description=description,
+        state_dict=model.state_dict(),
+        sample_images=_sample_images(data),
+    )
+
+
+def build_report(
+    recipe: Recipe,
+    data: LongTailedData,
+    model: nn.Module,
+    history: Sequence[EpochMetrics],
+    *,
+    seconds: float,
+    device: torch.device,
+) -> RunReport:
+    """Evaluate the model on the test set and gather everything that the report shows."""
+    logits, labels = predict(model, evaluation_batches(data.test, data.preprocessing, EVALUATION_BATCH), device)
+    batches = evaluation_batches(data.test, data.preprocessing, EVALUATION_BATCH)
+    health = {} if recipe.is_batch_norm else mixture_health(model, (images.to(device) for images, _ in batches))
+    return RunReport(
+        recipe=recipe.to_dict(),
+        settings=recipe.used_settings(),
+        title=run_title(recipe),
+        evaluation=evaluate_predictions(logits, labels, data.class_counts),
+        confusions=most_confused(logits, labels),
+        history=tuple(history),
+        class_names=data.class_names,
+        class_counts=data.class_counts,
+        test_images=len(data.test),
+        mixture={
+            layer: LayerMixture(occupancy=tuple(h.occupancy.tolist()), pixel_entropy=h.pixel_entropy, dead=h.dead)
+            for layer, h in health.items()
+        },
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        seconds=seconds,
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        versions=tool_versions(),
+    )
+
+
+def run_title(recipe: Recipe) -> str:
+    """Recipe, network and normalisation in words, such as "digits-lt: resnet20, 4 Gaussians a layer, dual path"."""
+    if recipe.is_batch_norm:
+        return f"{recipe.name}: {recipe.model}, plain batch norm"
+    path = "dual path" if recipe.dual_path else "compound path only"
+    return f"{recipe.name}: {recipe.model}, {recipe.norm.components} Gaussians a layer, {path}"
+
+
+def device_name(device: torch.device) -> str:
+    """ "cpu", or the accelerator's product name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what makes the numbers."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    try:
+        return {"cbn-deploy": version("cbn-deploy"), **versions}
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return versions
+
+
+def balanced_sample(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Indices of at most ``limit`` images, as evenly over the classes as they allow: (n,), ascending.
+
+    Every class gives its first image before any gives its second.
+    """
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    rank_in_class = np.arange(len(labels)) - np.repeat(starts, sizes)
+    return np.sort(order[np.argsort(rank_in_class, kind="stable")[:limit]])
+
+
+def _assumed_prior(recipe: Recipe, class_counts: tuple[int, ...]) -> tuple[float, ...]:
+    # A balanced softmax adds the log frequencies while training only, so its logits assume balanced classes.
+    weights = [1] * len(class_counts) if recipe.loss.classification == "balanced_softmax" else class_counts
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _sample_images(data: LongTailedData) -> torch.Tensor:
+    image_bytes = data.preprocessing.height * data.preprocessing.width * 3
+    limit = max(1, min(_SAMPLE_IMAGES, _SAMPLE_BYTES // image_bytes))
+    chosen = balanced_sample(data.test.labels, limit)
+    return torch.from_numpy(np.stack([data.test.pixels(int(index)) for index in chosen]))

@@ -1,0 +1,98 @@
+"""The output folder of a run: what lies where, and whether a run may begin or go on there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cbn_deploy.atomic import check_writable
+from cbn_deploy.errors import DataError, OutputError, RecipeError
+from cbn_deploy.training import settings
+from cbn_deploy.training.recipe import Recipe
+from cbn_deploy.training.state import RunState, load_state
+
+__all__ = ["RunFolder", "check_same_run"]
+
+_REPORT_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below ``path``."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The finished checkpoint; it exists only when the run is complete."""
+        return self.path / "model.pt"
+
+    @property
+    def state(self) -> Path:
+        """The state after the last completed epoch, for resuming."""
+        return self.path / "last.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report.html"
+
+    def check_vacant(self) -> None:
+        """Refuse to overwrite an earlier run.
+
+        Raises:
+            OutputError: there is one with at least one epoch, or the path is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; give a folder with --out.")
+        if self.model.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0):
+            raise OutputError(
+                f"{self.path} already holds a run; add --resume to go on with it, or choose another folder with --out."
+            )
+
+    def load_state(self) -> RunState:
+        """The state to resume from.
+
+        Raises:
+            OutputError: there is no run here.
+            CheckpointError: its state is damaged.
+        """
+        if not self.state.is_file():
+            raise OutputError(f"There is no run to resume in {self.path}; check --out, or leave out --resume to start.")
+        return load_state(self.state)
+
+    def check_space(self, model: nn.Module) -> None:
+        """Raise :class:`OutputError` before training if the folder cannot take what the run will write."""
+        tensors = [*model.parameters(), *model.buffers()]
+        model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        # last.pt holds weights and momentum and is written beside its predecessor; model.pt holds the weights again.
+        check_writable(self.path, needed_bytes=5 * model_bytes + _REPORT_BYTES)
+
+
+def check_same_run(
+    state: RunState, recipe: Recipe, class_names: tuple[str, ...], class_counts: tuple[int, ...]
+) -> None:
+    """Refuse to resume something else than what was started.
+
+    Raises:
+        RecipeError: the recipe differs; the message names the settings.
+        DataError: the data differ.
+    """
+    differences = settings.differences(recipe, Recipe.from_dict(state.recipe))
+    if differences:
+        changed = ", ".join(f"{key}={theirs} (now {ours})" for key, (ours, theirs) in differences.items())
+        raise RecipeError(
+            f"The run to resume was started with {changed}; repeat its recipe and --set, or choose another --out."
+        )
+    if tuple(state.class_names) != class_names or tuple(state.class_counts) != class_counts:
+        raise DataError(
+            "The data are not those that the run was started with (other classes or counts); "
+            "restore them, or start a new run in another folder."
+        )

@@ -1,0 +1,38 @@
+"""From a model or a session to the arrays that :mod:`cbn_deploy.training.evaluation` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cbn_deploy.runtime import Session
+
+__all__ = ["Predictions", "predict", "predict_with_session"]
+
+Predictions = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Predictions:
+    """Logits float32 (n, K) and labels (n,) of ``batches``, in eval mode; the training flag is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        return _gather((model(images.to(device)).float().cpu().numpy(), labels.numpy()) for images, labels in batches)
+    finally:
+        model.train(was_training)
+
+
+def predict_with_session(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    """The same through any runtime."""
+    return _gather((session.run(images.numpy()).logits, labels.numpy()) for images, labels in batches)
+
+
+def _gather(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Predictions:
+    logits, labels = zip(*pairs, strict=True)
+    return np.concatenate(logits), np.concatenate(labels)

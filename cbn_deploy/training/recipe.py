@@ -1,0 +1,273 @@
+"""A run is a recipe: what to train, on what, how. Small frozen configs, changed by ``key=value`` settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from cbn_deploy.data import DataConfig, ViewConfig
+from cbn_deploy.errors import RecipeError
+from cbn_deploy.models import BN_SUFFIX, MODEL_NAMES, ArchitectureConfig
+from cbn_deploy.norm import NormConfig
+from cbn_deploy.training import settings
+
+__all__ = [
+    "RECIPES",
+    "SHORT_KEYS",
+    "LossConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "ScheduleConfig",
+    "apply_settings",
+    "get_recipe",
+]
+
+ClassificationLoss = Literal["balanced_softmax", "cross_entropy"]
+Paths = Literal["compound", "compound+split"]
+
+
+def _require(condition: bool, name: str, value: object, allowed: str = "one of the named choices") -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised: ``L_cls(compound) + split_weight L_cls(split) + consistency_weight L_sim``.
+
+    Attributes:
+        classification: L_cls, "balanced_softmax" (Eq. 20) or "cross_entropy".
+        paths: "compound+split" is dual-path learning (Section 3.4), "compound" trains the compound path alone.
+        split_weight: weight of L_cls on the split path (Eq. 20 as printed has the compound path only: 0).
+        consistency_weight: weight of L_sim (Eq. 19); 0 leaves the weak view out altogether.
+    """
+
+    classification: ClassificationLoss = "balanced_softmax"
+    paths: Paths = "compound+split"
+    split_weight: float = 1.0
+    consistency_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.classification in get_args(ClassificationLoss), "classification", self.classification)
+        _require(self.paths in get_args(Paths), "paths", self.paths)
+        _require(self.split_weight >= 0, "split_weight", self.split_weight, "at least 0")
+        _require(self.consistency_weight >= 0, "consistency_weight", self.consistency_weight, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Stochastic gradient descent.
+
+    Attributes:
+        lr: peak learning rate.
+        momentum: of the gradient.
+        weight_decay: L2 penalty.
+        decay_norm: whether weight decay also shrinks the scales and biases of the normalisation layers.
+    """
+
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_norm: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "lr", self.lr, "above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long, in which portions.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images a step.
+        warmup_epochs: epochs of linear warm-up before the cosine.
+        evaluate_every: evaluate on the test set every so many epochs (the last one always).
+    """
+
+    epochs: int
+    batch_size: int = 128
+    warmup_epochs: int = 0
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"in 0..{self.epochs - 1}")
+        _require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run.
+
+    Attributes:
+        name: key in :data:`RECIPES`.
+        model: architecture; with the suffix ``-bn`` the batch-norm twin, trained on one path with the strong view.
+        seed: of weights, order and augmentation.
+        data: which images.
+        views: weak and strong augmentation.
+        norm: the mixture layers (no effect in a ``-bn`` model).
+        loss: what is minimised.
+        optimizer: how.
+        schedule: how long.
+    """
+
+    name: str
+    model: str = "resnet32"
+    seed: int = 0
+    data: DataConfig
+    views: ViewConfig = field(default_factory=ViewConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig
+
+    def __post_init__(self) -> None:
+        if self.model not in MODEL_NAMES:
+            raise ValueError(f"model is {self.model!r}, {settings.suggest(self.model, MODEL_NAMES)}".rstrip("."))
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
+
+    @property
+    def is_batch_norm(self) -> bool:
+        """Whether the model is a plain batch-norm twin."""
+        return self.model.endswith(BN_SUFFIX)
+
+    @property
+    def dual_path(self) -> bool:
+        """Whether the split path is trained beside the compound path."""
+        return self.loss.paths == "compound+split" and not self.is_batch_norm
+
+    @property
+    def two_views(self) -> bool:
+        """Whether a step needs the weak view."""
+        return self.dual_path and self.loss.consistency_weight > 0
+
+    def architecture(self, num_classes: int) -> ArchitectureConfig:
+        """The network for K classes."""
+        return ArchitectureConfig(
+            name=self.model, num_classes=num_classes, norm=None if self.is_batch_norm else self.norm
+        )
+
+    def used_settings(self) -> dict[str, Any]:
+        """Dotted key -> value of every setting that has an effect on this run."""
+        return {
+            key: settings.get_value(self, key)
+            for key in settings.leaf_types(Recipe)
+            if _reason_without_effect(self, key) is None
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types (inverse of :meth:`from_dict`)."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
+        """Rebuild from :meth:`to_dict`'s output.
+
+        Raises:
+            RecipeError: a key is missing or unknown, or a value is impossible.
+        """
+        return settings.build(cls, plain)
+
+
+# What people type most, without the part it belongs to.
+SHORT_KEYS: Mapping[str, str] = {
+    "model": "model",
+    "components": "norm.components",
+    "epochs": "schedule.epochs",
+    "batch_size": "schedule.batch_size",
+    "lr": "optimizer.lr",
+    "seed": "seed",
+    "rho": "data.rho",
+    "statistics": "norm.statistics",
+}
+# What a recipe is: changing these would make it another recipe.
+_FIXED_KEYS = ("name", "data.source")
+
+_CIFAR_SCHEDULE = ScheduleConfig(epochs=400)
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="digits-lt",
+            model="resnet20",
+            data=DataConfig(source="digits-lt"),
+            views=ViewConfig(padding=2, flip=False, autoaugment=False, cutout=8),
+            schedule=ScheduleConfig(epochs=30, batch_size=32),
+        ),
+        Recipe(name="cifar10-lt", data=DataConfig(source="cifar10-lt"), schedule=_CIFAR_SCHEDULE),
+        Recipe(name="cifar100-lt", data=DataConfig(source="cifar100-lt"), schedule=_CIFAR_SCHEDULE),
+        Recipe(
+            name="image-folder",
+            data=DataConfig(source="image-folder", image_size=64),
+            views=ViewConfig(crop="resized"),
+            schedule=ScheduleConfig(epochs=100, batch_size=64, warmup_epochs=2),
+        ),
+    )
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"There is no recipe {name!r}; {settings.suggest(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
+    """Change a recipe by texts such as ``"lr=0.1"``, ``"norm.density_scale=joint"`` or ``"rho=none"``.
+
+    Keys are :data:`SHORT_KEYS` or dotted keys; values are read as the type of the setting; the last of two settings
+    of one key counts.
+
+    Raises:
+        RecipeError: not ``key=value``, an unknown key, a value of the wrong type or out of range, or a setting that
+            would have no effect in this recipe.
+    """
+    types = {key: kind for key, kind in settings.leaf_types(Recipe).items() if key not in _FIXED_KEYS}
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        typed, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not typed:
+            raise RecipeError(f"Settings are written key=value, such as lr=0.1; got {assignment!r}.")
+        key = SHORT_KEYS.get(typed, typed)
+        if key not in types:
+            known = [*SHORT_KEYS, *(key for key in types if key not in SHORT_KEYS.values())]
+            raise RecipeError(f"There is no setting {typed!r}; {settings.suggest(typed, known)}")
+        try:
+            values[key] = settings.parse_value(text, types[key])
+        except ValueError:
+            raise RecipeError(f"{typed} must be {settings.describe_type(types[key])}, got {text!r}.") from None
+    try:
+        changed = settings.replace_values(recipe, values)
+    except ValueError as error:
+        raise RecipeError(f"These settings are not possible: {error}.") from error
+    for key in values:
+        if reason := _reason_without_effect(changed, key):
+            raise RecipeError(f"{key} has no effect here, {reason}; leave it out.")
+    return changed
+
+
+def _reason_without_effect(recipe: Recipe, key: str) -> str | None:
+    split_only = ("loss.split_weight", "loss.consistency_weight")
+    if recipe.is_batch_norm and (key.startswith("norm.") or key in ("loss.paths", *split_only)):
+        return f"{recipe.model} is a batch-norm model"
+    if not recipe.dual_path and key in split_only:
+        return "only one path is trained"
+    if recipe.data.source == "image-folder":
+        return "an image folder is used as it is" if key == "data.rho" else None
+    if key in ("data.image_size", "data.resize_shorter", "data.cache_mb"):
+        return f"{recipe.data.source} images are 32 x 32 and lie in memory"
+    return None

@@ -1,0 +1,60 @@
+"""Write a run's report: ``report.json``, ``plots/*.png`` and one self-contained ``report.html``."""
+
+from __future__ import annotations
+
+import base64
+import json
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from cbn_deploy.atomic import atomic_write_bytes
+from cbn_deploy.runtime.description import shot_group
+from cbn_deploy.training.plots import Picture, draw_pictures
+from cbn_deploy.training.report_data import RunReport
+
+__all__ = ["render_html", "write_report"]
+
+
+def write_report(report: RunReport, folder: Path) -> None:
+    """Write every file of the report into ``folder``, each of them atomically.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    pictures = draw_pictures(report)
+    for picture in pictures:
+        atomic_write_bytes(folder / "plots" / picture.name, picture.png)
+    content = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write_bytes(folder / "report.json", content.encode())
+    atomic_write_bytes(folder / "report.html", render_html(report, pictures).encode())
+
+
+def render_html(report: RunReport, pictures: list[Picture]) -> str:
+    """The page as one string that needs no other file and no network."""
+    template = (
+        resources.files("cbn_deploy.training").joinpath("templates").joinpath("report.html.j2").read_text("utf-8")
+    )
+    # Class names come from folder names, so everything is escaped.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "data_uri": _data_uri, "duration": _duration}
+    return environment.from_string(template).render(report=report, pictures=pictures, shot_group=shot_group)
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _data_uri(picture: Picture) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.png).decode("ascii")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,82 @@
+"""The forward half of one step of Algorithm 1: four passes through the network, three losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cbn_deploy.data import TrainingBatch
+from cbn_deploy.norm import split_path
+from cbn_deploy.training.losses import balanced_softmax, consistency, cross_entropy
+from cbn_deploy.training.recipe import LossConfig, Recipe
+
+__all__ = ["StepLosses", "step_losses"]
+
+Classification = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLosses:
+    """Scalars with gradient, and what the compound path said.
+
+    Attributes:
+        total: what is minimised.
+        classification: L_cls on the compound path (the only path of a batch-norm model).
+        split: L_cls on the split path, unweighted, or ``None``.
+        consistency: L_sim, Eq. 19, unweighted, or ``None``.
+        logits: (B, K), compound path, strong view.
+    """
+
+    total: Tensor
+    classification: Tensor
+    split: Tensor | None
+    consistency: Tensor | None
+    logits: Tensor
+
+
+def step_losses(model: nn.Module, batch: TrainingBatch, recipe: Recipe, log_prior: Tensor) -> StepLosses:
+    """Lines 3 to 8 of Algorithm 1, in its order: weak compound, weak split, strong compound, strong split.
+
+    Args:
+        model: in training mode; every pass updates its running statistics.
+        batch: both views if the recipe needs two.
+        recipe: which paths, losses and weights.
+        log_prior: (K,) of :func:`cbn_deploy.training.losses.log_class_prior`.
+    """
+    classify = _classification(recipe.loss, log_prior)
+    if not recipe.dual_path:
+        logits = model(batch.strong)
+        loss = classify(logits, batch.labels)
+        return StepLosses(total=loss, classification=loss, split=None, consistency=None, logits=logits)
+    weak = _weak_logits(model, batch) if recipe.two_views else None
+    compound = model(batch.strong)
+    with split_path(model, batch.labels):
+        split = model(batch.strong)
+    compound_loss, split_loss = classify(compound, batch.labels), classify(split, batch.labels)
+    total = compound_loss + recipe.loss.split_weight * split_loss
+    agreement = None
+    if weak is not None:
+        agreement = consistency(compound, split, *weak)
+        total = total + recipe.loss.consistency_weight * agreement
+    return StepLosses(
+        total=total, classification=compound_loss, split=split_loss, consistency=agreement, logits=compound
+    )
+
+
+def _classification(loss: LossConfig, log_prior: Tensor) -> Classification:
+    if loss.classification == "cross_entropy":
+        return cross_entropy
+    return lambda logits, labels: balanced_softmax(logits, labels, log_prior)
+
+
+@torch.no_grad()  # Eq. 19 detaches both
+def _weak_logits(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    if batch.weak is None:
+        raise ValueError("the recipe needs two views, but the batch has no weak one")
+    compound = model(batch.weak)
+    with split_path(model, batch.labels):
+        split = model(batch.weak)
+    return compound, split
