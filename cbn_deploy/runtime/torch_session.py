@@ -38,7 +38,7 @@ class TorchSession(Session):
         if model is None:
             raise InputError("The session is closed; open the model again.")
         with torch.inference_mode():  # thread-local, so it belongs here and not around the constructor
-            logits = model(torch.from_numpy(images))
+            logits = model(torch.from_numpy(np.require(images, requirements="W")))  # torch warns of read-only memory
         return Prediction(logits=logits.numpy())
 
     def describe(self) -> SessionInfo:

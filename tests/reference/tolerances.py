@@ -1,0 +1,31 @@
+"""Every numeric tolerance of the tests, with its reason. Relative first, absolute second, as numpy's ``allclose``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tolerance(NamedTuple):
+    """``|actual - expected| <= atol + rtol |expected|``, and why that much."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+TOLERANCES: dict[str, Tolerance] = {
+    "float64": Tolerance(1e-9, 1e-11, "float64 against float64: rounding of a few thousand additions"),
+    "float32 layer": Tolerance(
+        1e-4, 2e-5, "float32 sums over D <= 70 channels and some hundred pixels, then a softmax"
+    ),
+    "float32 batch norm": Tolerance(1e-5, 5e-6, "M = 1 in float32 against torch's own kernel: two orders of summation"),
+    "float32 offset": Tolerance(1e-3, 1e-3, "inputs near 1e4 carry an input rounding of 6e-4 before any arithmetic"),
+    "runtime float32": Tolerance(1e-5, 1e-5, "a mean of 64 float32 pixels times 10, and a softmax over three colours"),
+    "runtime model": Tolerance(1e-4, 1e-4, "the export's own limit: a float32 network of 20 layers, frozen or not"),
+}
+
+
+def tolerance(name: str) -> dict[str, float]:
+    """``rtol`` and ``atol`` of a row, as keyword arguments of ``assert_allclose``."""
+    row = TOLERANCES[name]
+    return {"rtol": row.rtol, "atol": row.atol}
