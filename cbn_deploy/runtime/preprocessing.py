@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,29 +47,24 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
         raise ImageTooLargeError(f"The image has {len(content)} bytes; at most {limits.max_bytes} are accepted.")
     if not content:
         raise UnsupportedImageError("The image is empty (0 bytes); send a JPEG, PNG, WebP or BMP file.")
-    with warnings.catch_warnings():
-        # Pillow warns about bombs and odd EXIF; the limits below are ours and stricter.
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(content), formats=ALLOWED_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise ImageTooLargeError(
-                f"The image has more than {limits.max_pixels} pixels; send a smaller one."
-            ) from error
-        except Exception as error:  # a hostile header can raise nearly anything in a decoder
-            raise UnsupportedImageError("The bytes are not a readable JPEG, PNG, WebP or BMP image.") from error
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise ImageTooLargeError(
-                f"The image has {width} x {height} pixels; at most {limits.max_pixels} in all are accepted."
-            )
-        if getattr(image, "n_frames", 1) > 1:
-            raise ImageTooLargeError(f"The image has {image.n_frames} frames; send a still image.")
-        try:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-        except Exception as error:  # as above: SyntaxError, OSError, struct.error, zlib.error ...
-            raise CorruptImageError(f"The {image.format} image is truncated or damaged.") from error
+    try:
+        image = Image.open(io.BytesIO(content), formats=ALLOWED_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLargeError(f"The image has more than {limits.max_pixels} pixels; send a smaller one.") from error
+    except Exception as error:  # a hostile header can raise nearly anything in a decoder
+        raise UnsupportedImageError("The bytes are not a readable JPEG, PNG, WebP or BMP image.") from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageTooLargeError(
+            f"The image has {width} x {height} pixels; at most {limits.max_pixels} in all are accepted."
+        )
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageTooLargeError(f"The image has {image.n_frames} frames; send a still image.")
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # as above: SyntaxError, OSError, struct.error, zlib.error ...
+        raise CorruptImageError(f"The {image.format} image is truncated or damaged.") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,193 @@
+"""Freezing, converting, grouping, diagnostics, config."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cbn_deploy.models import ArchitectureConfig, create_model
+from cbn_deploy.norm import (
+    CompoundBatchNorm2d,
+    FrozenCompoundBatchNorm2d,
+    NormConfig,
+    SplitBatchNorm2d,
+    class_groups,
+    compound_batch_norm_naive,
+    convert_batchnorm,
+    freeze,
+    mixture_health,
+    split_path,
+)
+from tests.reference.tolerances import tolerance
+
+
+def trained_batch_norm_net() -> nn.Module:
+    torch.manual_seed(0)
+    net = create_model(ArchitectureConfig(name="resnet20-bn", num_classes=6))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    for _ in range(3):
+        net(torch.randn(8, 3, 16, 16))
+    return net.eval()
+
+
+def test_frozen_model_is_the_eval_model_without_its_split_path() -> None:
+    torch.manual_seed(0)
+    model = create_model(ArchitectureConfig(name="resnet20", num_classes=10, norm=NormConfig(split_affine="separate")))
+    model(torch.randn(4, 3, 16, 16))
+    frozen = freeze(model)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(frozen(x), model.eval()(x), **tolerance("float32 layer"))
+    assert not any("split" in name or "class_groups" in name for name in frozen.state_dict())
+    assert sum(isinstance(m, FrozenCompoundBatchNorm2d) for m in frozen.modules()) == 19
+    with pytest.raises(ValueError, match="no split"), split_path(frozen, torch.tensor([0, 1])):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 7, 5, 3), (3, 7), (1, 7, 1, 1), (2, 7, 2, 3, 2)])
+def test_the_op_agrees_with_the_papers_formula_in_float64(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    layer = CompoundBatchNorm2d(7, NormConfig(components=4, density_scale="joint"))
+    layer(torch.randn(6, 7, 4, 4))
+    frozen = freeze(layer)
+    x = torch.randn(shape).to(dtype)
+    y = frozen(x)
+    tables = [t.double() for t in (frozen.tau, frozen.mean, frozen.var, frozen.scale, frozen.bias)]
+    expected = compound_batch_norm_naive(x.double(), *tables, frozen.epsilon, frozen.density_scale)
+    assert y.dtype == dtype
+    limits = {torch.float16: (2e-3, 2e-3), torch.bfloat16: (1e-2, 1e-2)}.get(dtype, (1e-4, 2e-5))
+    torch.testing.assert_close(y.double(), expected, rtol=limits[0], atol=limits[1])
+
+
+def test_torch_operators_are_well_formed() -> None:
+    """torch's own opcheck: schema, fake tensors, dispatch."""
+    torch.manual_seed(0)
+    frozen = freeze(CompoundBatchNorm2d(3, NormConfig(components=2)))
+    tables = (frozen.tau, frozen.mean, frozen.var, frozen.scale, frozen.bias, 1e-5, 0.5)
+    for operator in (torch.ops.cbn.compound_batch_norm, torch.ops.cbn.compound_batch_norm_posterior):
+        torch.library.opcheck(
+            operator,
+            (torch.randn(2, 3, 4, 4), *tables),
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+
+
+def test_a_component_with_zero_prior_claims_nothing() -> None:
+    frozen = FrozenCompoundBatchNorm2d(
+        torch.tensor([0.0, 1.0]), torch.randn(2, 3), torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3), 1e-5, 1.0
+    )
+    x = torch.randn(2, 3, 4, 4)
+    _, posterior = torch.ops.cbn.compound_batch_norm_posterior(
+        x, frozen.tau, frozen.mean, frozen.var, frozen.scale, frozen.bias, 1e-5, 1.0
+    )
+    assert torch.equal(posterior[:, 0], torch.zeros(2, 4, 4))
+    assert torch.isfinite(frozen(x)).all()
+
+
+def test_split_only_layers_cannot_be_frozen() -> None:
+    with pytest.raises(ValueError, match="needs labels"):
+        freeze(nn.Sequential(SplitBatchNorm2d(3, class_groups(4, 4))))
+
+
+@pytest.mark.parametrize("components", [1, 4])
+@pytest.mark.parametrize("symmetry_break", [0.0, 0.1, 1.0])
+def test_converted_model_computes_the_same_function(components: int, symmetry_break: float) -> None:
+    net = trained_batch_norm_net()
+    converted = convert_batchnorm(net, NormConfig(components=components), symmetry_break=symmetry_break)
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(converted(x), net(x), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in converted.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules()), "the source must stay as it was"
+
+
+def test_converted_model_has_the_broken_symmetry_and_a_split_path() -> None:
+    net = trained_batch_norm_net()
+    converted = convert_batchnorm(net, NormConfig(components=3), class_groups(6, 3), symmetry_break=0.2)
+    layer = converted.get_submodule("layer1.0.bn1")
+    source = net.get_submodule("layer1.0.bn1")
+    spread = ((layer.running_mean - source.running_mean) / (source.running_var + source.eps).sqrt()).std().item()
+    assert 0.1 < spread < 0.3
+    with split_path(converted, torch.tensor([0, 5])):
+        assert converted(torch.randn(2, 3, 16, 16)).shape == (2, 6)
+    with pytest.raises(ValueError, match="no BatchNorm2d"):
+        convert_batchnorm(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="running statistics"):
+        convert_batchnorm(nn.BatchNorm2d(2, track_running_stats=False))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("contiguous", [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]),
+        ("strided", [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]),
+        ("frequency", [3, 3, 2, 2, 2, 1, 1, 0, 0, 0]),
+    ],
+)
+def test_class_groups(policy: str, expected: list[int]) -> None:
+    assert class_groups(10, 4, policy, class_counts=range(10)).tolist() == expected
+
+
+def test_class_groups_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="training count"):
+        class_groups(4, 2, "frequency")
+    with pytest.raises(ValueError, match="policy"):
+        class_groups(4, 2, "alphabetical")
+    with pytest.raises(ValueError, match="at least 1"):
+        class_groups(0, 2)
+    assert class_groups(2, 4).tolist() == [0, 2]
+
+
+def test_mixture_health_tells_soft_from_one_hot_from_disguised() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, 6, 6) + 4.0 * torch.randn(8, 1, 1, 1).sign()
+    layer = CompoundBatchNorm2d(4, NormConfig(components=2, density_scale="joint"))
+    layer.running_mean = torch.tensor([[-4.0] * 4, [4.0] * 4])
+    one_hot = mixture_health(nn.Sequential(layer), [x])["0"]
+    assert one_hot.pixel_entropy < 0.05
+    assert one_hot.dead == 0
+    assert one_hot.occupancy.sum().item() == pytest.approx(1.0)
+    layer.running_mean = torch.zeros(2, 4)
+    disguised = mixture_health(nn.Sequential(layer), [x])["0"]
+    assert disguised.pixel_entropy == pytest.approx(1.0)
+    layer.running_mean = torch.tensor([[0.0] * 4, [900.0] * 4])
+    assert mixture_health(nn.Sequential(layer), [x])["0"].dead == 1
+    assert layer.training, "the training flag is restored"
+    assert mixture_health(nn.Linear(2, 2), [torch.zeros(1, 2)]) == {}
+
+
+def test_density_factor() -> None:
+    assert NormConfig(density_scale="joint").density_factor(64) == 1.0
+    assert NormConfig().density_factor(64) == pytest.approx(1 / math.sqrt(64))
+    assert NormConfig(density_scale="mean_channels").density_factor(64) == pytest.approx(1 / 64)
+    assert NormConfig(density_scale=0.3).density_factor(64) == 0.3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"components": 0},
+        {"eps": 0.0},
+        {"momentum": 0.0},
+        {"momentum": 1.5},
+        {"statistics": "bayes"},
+        {"density_scale": "cube"},
+        {"density_scale": -1.0},
+        {"initialization": "zeros"},
+        {"split_affine": "both"},
+        {"class_grouping": "random"},
+    ],
+)
+def test_config_refuses_impossible_values(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        NormConfig(**bad)
+
+
+def test_config_round_trip() -> None:
+    config = NormConfig(components=2, density_scale=0.5, class_grouping="strided")
+    assert NormConfig.from_dict(config.to_dict()) == config

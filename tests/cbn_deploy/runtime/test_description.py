@@ -1,0 +1,86 @@
+"""The model's description of itself: round trips, and every damaged form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from cbn_deploy.errors import ModelFileError
+from cbn_deploy.runtime.description import ModelDescription, Preprocessing, shot_group
+
+DESCRIPTION = ModelDescription(
+    class_names=("Häuser", 'a "quoted" name', "c"),
+    class_counts=(500, 100, 19),
+    preprocessing=Preprocessing(height=32, width=24, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+    architecture="resnet32",
+    components=4,
+    training_prior=(0.8, 0.15, 0.05),
+    source_sha256="ab" * 32,
+    tool_versions={"torch": "2.13"},
+    parity={"limits": {"logits": 1e-4}},
+)
+
+
+def test_round_trips() -> None:
+    assert ModelDescription.from_dict(DESCRIPTION.to_dict()) == DESCRIPTION
+    assert ModelDescription.from_metadata(DESCRIPTION.to_metadata()) == DESCRIPTION
+    assert all(key.startswith("cbn.") for key in DESCRIPTION.to_metadata())
+    assert json.loads(DESCRIPTION.to_metadata()["cbn.class_names"])[0] == "Häuser"
+
+
+def test_foreign_metadata_is_ignored() -> None:
+    metadata = {**DESCRIPTION.to_metadata(), "author": "someone"}
+    assert ModelDescription.from_metadata(metadata) == DESCRIPTION
+
+
+@pytest.mark.parametrize(("count", "group"), [(101, "many"), (100, "medium"), (20, "medium"), (19, "few"), (0, "few")])
+def test_shot_groups(count: int, group: str) -> None:
+    assert shot_group(count) == group
+
+
+def test_shot_groups_of_a_model() -> None:
+    assert DESCRIPTION.shot_groups == ("many", "medium", "few")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cbn.class_names", None, "incomplete or damaged"),
+        ("cbn.class_names", "[", "damaged"),
+        ("cbn.class_names", '["one"]', "one entry a class"),
+        ("cbn.format_version", "2", "upgrade"),
+        ("cbn.preprocessing", "{}", "incomplete or damaged"),
+        ("cbn.preprocessing", "3", "incomplete or damaged"),
+        ("cbn.training_prior", '"x"', "incomplete or damaged"),
+    ],
+)
+def test_damaged_metadata(key: str, value: str | None, message: str) -> None:
+    metadata = DESCRIPTION.to_metadata()
+    if value is None:
+        del metadata[key]
+    else:
+        metadata[key] = value
+    with pytest.raises(ModelFileError, match=message):
+        ModelDescription.from_metadata(metadata)
+
+
+def test_a_file_that_does_not_describe_itself() -> None:
+    with pytest.raises(ModelFileError, match="does not describe itself"):
+        ModelDescription.from_metadata({"author": "someone"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 0},
+        {"resize_shorter": 16},
+        {"interpolation": "magic"},
+        {"channel_order": "BGR"},
+        {"std": (1.0, 0.0, 1.0)},
+    ],
+)
+def test_impossible_preprocessing(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change)) if "std" not in change else "std"):
+        dataclasses.replace(DESCRIPTION.preprocessing, **change)

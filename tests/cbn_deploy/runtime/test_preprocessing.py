@@ -1,0 +1,145 @@
+"""Decoding and preprocessing: what a user expects of every kind of image, and one sentence for the rest."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from PIL import Image
+
+from cbn_deploy.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from cbn_deploy.runtime.description import Preprocessing
+from cbn_deploy.runtime.preprocessing import ImageLimits, decode_image, preprocess, resize
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    rgb = np.stack([x, y, 255 - x], -1).astype(np.uint8)
+    return Image.fromarray(rgb).convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "JPEG", "WEBP"])
+def test_every_allowed_format(kind: str) -> None:
+    image = decode_image(encoded(gradient(), kind))
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image, float) - np.asarray(gradient(), float)).mean() < 4
+
+
+def test_modes_end_up_as_a_person_sees_them() -> None:
+    grey = decode_image(encoded(gradient("L"), "PNG"))
+    assert np.array_equal(np.asarray(grey)[..., 0], np.asarray(gradient("L")))
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert np.asarray(decode_image(encoded(clear, "PNG"))).min() == 255, "transparent is white paper"
+    half = Image.new("LA", (4, 4), (0, 128))
+    assert abs(int(np.asarray(decode_image(encoded(half, "PNG")))[0, 0, 0]) - 127) <= 1
+    cmyk = decode_image(encoded(gradient().convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(np.asarray(cmyk, float) - np.asarray(gradient(), float)).mean() < 6
+    palette = decode_image(encoded(gradient().quantize(64), "PNG"))
+    assert np.abs(np.asarray(palette, float) - np.asarray(gradient(), float)).mean() < 12
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    image = decode_image(encoded(Image.fromarray(values), "PNG"))
+    assert_allclose(np.asarray(image)[..., 0].reshape(-1), np.arange(256), atol=1)
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    image = decode_image(encoded(gradient(size=(40, 20)), "JPEG", exif=exif))
+    assert image.size == (20, 40)
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    ihdr = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", ihdr) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+# Pillow itself warns above 89 million pixels; here a warning would be an error before our own limit is reached.
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", UnsupportedImageError),
+        (b"hello", UnsupportedImageError),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedImageError),
+        (encoded(gradient("P"), "GIF"), UnsupportedImageError),
+        (encoded(gradient(), "TIFF"), UnsupportedImageError),
+        (encoded(noise(), "PNG")[:2000], CorruptImageError),
+        (encoded(noise(), "JPEG")[:1200], CorruptImageError),
+        (encoded(gradient(), "PNG")[:20], UnsupportedImageError),
+        (png_header(10_000, 10_000), ImageTooLargeError),
+        (png_header(60_000, 60_000), ImageTooLargeError),
+        (png_header(64, 64), CorruptImageError),
+        (
+            encoded(gradient(), "WEBP", save_all=True, append_images=[gradient().rotate(90)], duration=10),
+            ImageTooLargeError,
+        ),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "svg",
+        "gif",
+        "tiff",
+        "cut png",
+        "cut jpeg",
+        "cut header",
+        "100 MP",
+        "3.6 GP",
+        "lying",
+        "animated",
+    ],
+)
+def test_bad_images(content: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        decode_image(content)
+
+
+def test_byte_limit() -> None:
+    with pytest.raises(ImageTooLargeError, match="at most 10"):
+        decode_image(encoded(gradient(), "PNG"), ImageLimits(max_bytes=10))
+
+
+def test_resize_and_normalise() -> None:
+    preprocessing = Preprocessing(height=16, width=12, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    image = Image.new("RGB", (50, 70), (255, 102, 0))
+    x = preprocess(image, preprocessing)
+    assert x.shape == (3, 16, 12)
+    assert x.dtype == np.float32
+    assert x.flags.c_contiguous
+    assert_allclose(x[:, 3, 3], [(1 - 0.5) / 0.2, (0.4 - 0.4) / 0.3, (0 - 0.3) / 0.4], atol=1e-6)
+
+
+def test_an_image_of_the_right_size_is_not_resampled() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(resize(Image.fromarray(pixels), Preprocessing(height=32, width=32)), pixels)
+
+
+@pytest.mark.parametrize("size", [(300, 100), (100, 300), (64, 64), (5, 900)])
+def test_shorter_edge_then_centre_crop(size: tuple[int, int]) -> None:
+    pixels = resize(gradient(size=size), Preprocessing(height=48, width=48, resize_shorter=56))
+    assert pixels.shape == (48, 48, 3)
+    # The red ramp runs left to right: a centred crop keeps its middle in the middle.
+    assert abs(float(pixels[..., 0].mean()) - 127.5) < 12

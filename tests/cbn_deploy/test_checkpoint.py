@@ -1,0 +1,119 @@
+"""model.pt: round trip, and every way in which it can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from cbn_deploy.checkpoint import file_sha256, load_checkpoint, load_model, save_checkpoint
+from cbn_deploy.errors import CheckpointError, OutputError
+
+
+def test_round_trip_gives_the_same_model(checkpoint_path: Path, tmp_path: Path) -> None:
+    first = load_checkpoint(checkpoint_path)
+    save_checkpoint(tmp_path / "copy.pt", first)
+    second = load_checkpoint(tmp_path / "copy.pt")
+    assert second.architecture == first.architecture
+    assert second.description == first.description
+    assert torch.equal(second.sample_images, first.sample_images)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_model(first)(x), load_model(second)(x))
+
+
+def test_loading_a_model_leaves_the_callers_random_numbers_alone(checkpoint_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    load_model(load_checkpoint(checkpoint_path))
+    assert torch.equal(torch.randn(3), expected)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/this-must-never-appear",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    marker = Path("/tmp/this-must-never-appear")  # noqa: S108 - the payload's own target
+    path = tmp_path / "evil.pt"
+    torch.save({"format": "cbn-checkpoint", "state_dict": Payload()}, path)
+    with pytest.raises(CheckpointError, match="more than plain tensors"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.999])
+def test_truncated_files(checkpoint_path: Path, tmp_path: Path, keep: float) -> None:
+    content = checkpoint_path.read_bytes()
+    path = tmp_path / "truncated.pt"
+    path.write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_checkpoint(path)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.pt", tmp_path):
+        with pytest.raises(CheckpointError, match="does not exist"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "not a checkpoint"),
+        ({"state_dict": {}}, "not a cbn checkpoint"),
+        ({"format": "cbn-checkpoint", "version": 99}, "version 99"),
+        ({"format": "cbn-checkpoint", "version": 1}, "incomplete"),
+    ],
+)
+def test_foreign_torch_files(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "foreign.pt")
+
+
+def test_tensors_that_do_not_fit_or_are_not_finite(checkpoint_path: Path) -> None:
+    good = load_checkpoint(checkpoint_path)
+    missing = {k: v for k, v in good.state_dict.items() if k != "fc.bias"}
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(dataclasses.replace(good, state_dict=missing))
+    poisoned = {**good.state_dict, "fc.bias": torch.full((10,), float("nan"))}
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_model(dataclasses.replace(good, state_dict=poisoned))
+    wrong = dataclasses.replace(good, state_dict={**good.state_dict, "fc.bias": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(wrong)
+
+
+def test_wrong_sample_images(checkpoint_path: Path, tmp_path: Path) -> None:
+    good = load_checkpoint(checkpoint_path)
+    save_checkpoint(tmp_path / "m.pt", dataclasses.replace(good, sample_images=torch.zeros(2, 8, 8, 3)))
+    with pytest.raises(CheckpointError, match="sample images"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_failed_save_leaves_the_old_file(checkpoint_path: Path, tmp_path: Path) -> None:
+    good = load_checkpoint(checkpoint_path)
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(AttributeError):
+        save_checkpoint(path, dataclasses.replace(good, state_dict={"x": "not a tensor"}))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+    with pytest.raises(OutputError, match="choose another folder"):
+        save_checkpoint(path / "below-a-file" / "m.pt", good)
+
+
+def test_sha256(tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "f").write_bytes(content)
+    assert file_sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
