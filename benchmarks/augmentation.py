@@ -1,6 +1,6 @@
 """How many views a second one core prepares: weak and strong views and whole normalised batches, 32x32 images.
 
-Run it with ``python benchmarks/augmentation.py [--images N] [--rounds R]``; it prints the median over interleaved rounds.
+Run it with ``python benchmarks/augmentation.py [--images N] [--rounds R]``; it prints the median of interleaved rounds.
 The images are the digits of ``digits-lt``, so nothing is downloaded; the cost hardly depends on the content.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -90,7 +89,7 @@ def _posterize(image: Image.Image, level: float, _: Fill) -> Image.Image:
 
 
 def _solarize(image: Image.Image, level: float, _: Fill) -> Image.Image:
-    return ImageOps.solarize(image, math.ceil(255 * (1 - abs(level))))
+    return ImageOps.solarize(image, round(255 * (1 - abs(level))))
 
 
 def _autocontrast(image: Image.Image, _: float, __: Fill) -> Image.Image:

@@ -45,7 +45,8 @@ def read_pack(path: Path, classes: int) -> CifarPack:
         DataError: the file is truncated, damaged, or not such a packing.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # np.load leaves a file open that it cannot read; this one is closed in any case.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             train_images = _decode(arrays["train_webp"], arrays["train_offsets"])
             test_images = _decode(arrays["test_webp"], arrays["test_offsets"])
             pack = CifarPack(

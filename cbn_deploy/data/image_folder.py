@@ -66,6 +66,7 @@ def _visible_files(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file():
+        # A broken link stays in: loading it names it, which beats losing an image silently.
+        if not hidden and (path.is_file() or path.is_symlink()):
             found.append(path)
     return found

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cbn_deploy.data import (
+    DataConfig,
+    evaluation_batches,
+    load_data,
+    load_image_folder,
+    load_image_list,
+    load_test_images,
+)
+from cbn_deploy.data.listing import hold_out, natural_sorted
+from cbn_deploy.errors import DataError
+from cbn_deploy.runtime import Preprocessing
+from cbn_deploy.runtime.preprocessing import decode_image, preprocess
+
+SMALL = Preprocessing(height=16, width=16)
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes with 8, 4, 2 training images and one test image each."""
+    seed = 0
+    for label, count in (("class10", 2), ("class2", 4), ("Class1", 8)):
+        for number in range(count):
+            write_image(tmp_path / "train" / label / f"{number}.png", seed := seed + 1)
+        write_image(tmp_path / "test" / label / "t.JPG", seed := seed + 1)
+    return tmp_path
+
+
+def test_folder_per_class(folder: Path) -> None:
+    (folder / "train" / "class2" / "notes.txt").write_text("no image")
+    (folder / "train" / "class2" / ".hidden.png").write_bytes(b"")
+    (folder / "train" / ".cache").mkdir()
+    write_image(folder / "train" / "class2" / "deeper" / "x.bmp", 99)
+    data = load_image_folder(folder, SMALL)
+    assert data.class_names == ("Class1", "class2", "class10")
+    assert data.class_counts == (8, 5, 2)
+    assert data.test.labels.tolist() == [0, 1, 2]
+    assert data.train.pixels(0).shape == (16, 16, 3)
+    assert data.train.image(0).size == (24, 20)
+
+
+def test_pixels_are_what_the_server_sees(folder: Path) -> None:
+    preprocessing = Preprocessing(height=12, width=12, resize_shorter=14, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    # The set was made for another size: evaluation must follow the model's preprocessing, not the set's.
+    for made_for in (preprocessing, SMALL):
+        data = load_image_folder(folder, made_for)
+        (images, labels), *rest = evaluation_batches(data.test, preprocessing, 2)
+        assert len(rest) == 1
+        assert labels.tolist() == [0, 1]
+        served = preprocess(decode_image(Path(data.test.name(1)).read_bytes()), preprocessing)
+        np.testing.assert_array_equal(images[1].numpy(), served)
+
+
+def test_cache_keeps_pixels_only_if_all_fit(folder: Path) -> None:
+    needed = 14 * 16 * 16 * 3
+    for bound, cached in ((needed, True), (needed - 1, False), (0, False)):
+        data = load_image_folder(folder, SMALL, cache_bytes=bound)
+        first = data.train.pixels(3)
+        assert (data.train.pixels(3) is first) == cached
+        np.testing.assert_array_equal(data.train.pixels(3), first)
+
+
+def test_without_test_images_some_of_train_are_held_out(tmp_path: Path) -> None:
+    for label, count in (("a", 20), ("b", 9)):
+        for number in range(count):
+            write_image(tmp_path / "train" / label / f"{number}.png", number)
+    first, again = load_image_folder(tmp_path, SMALL), load_image_folder(tmp_path, SMALL)
+    assert first.class_counts == (18, 7)
+    assert np.bincount(first.test.labels).tolist() == [2, 2]
+    names = [{data.test.name(i) for i in range(4)} for data in (first, again)]
+    assert names[0] == names[1]
+    assert names[0].isdisjoint({first.train.name(i) for i in range(len(first.train))})
+
+
+def test_hold_out_is_balanced_and_complete() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 13, 8]))
+    train, test = hold_out(labels, seed=3)
+    assert np.bincount(labels[test]).tolist() == [2, 2, 2]
+    assert sorted([*train, *test]) == list(range(71))
+    assert hold_out(labels, seed=4)[1].tolist() != test.tolist()
+    with pytest.raises(DataError, match="fewer than 2 images"):
+        hold_out(np.array([0, 0, 1]), seed=0)
+
+
+def test_natural_order() -> None:
+    assert natural_sorted(["b10", "b2", "A3", "a20", "10", "9", "x²"]) == ["9", "10", "A3", "a20", "b2", "b10", "x²"]
+
+
+@pytest.mark.parametrize("style", ["names.csv", "names.txt", "index.csv", "index.txt"])
+def test_lists(folder: Path, style: str) -> None:
+    names = ["Class1", "class2", "class10"]
+    kind, ending = style.split(".")
+    separator = "," if ending == "csv" else " "
+    for split in ("train", "test"):
+        lines = ["path,label"] if ending == "csv" else ["# path label", ""]
+        for path in sorted((folder / split).rglob("*.*")):
+            label = path.parent.name if kind == "names" else str(names.index(path.parent.name))
+            lines.append(f"{path.relative_to(folder).as_posix()}{separator}{label}")
+        (folder / f"{split}.{ending}").write_text("\n".join(lines), encoding="utf-8-sig")
+    if kind == "index":
+        (folder / "classes.txt").write_text("\n".join(names))
+    data = load_data(DataConfig(source="image-folder", image_size=16), folder)
+    assert data.class_names == tuple(names)
+    assert data.class_counts == (8, 4, 2)
+    by_name = {data.train.name(i): names[label] for i, label in enumerate(data.train.labels)}
+    assert all(Path(name).parent.name == label for name, label in by_name.items())
+    assert data.test.labels.tolist() == [names.index(Path(data.test.name(i)).parent.name) for i in range(3)]
+
+
+def test_list_with_another_root_spaces_and_no_class_names(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write_image(folder / "train" / "class2" / "a b.png", 5)
+    lists = tmp_path_factory.mktemp("lists")
+    (lists / "my_train.lst").write_text(
+        "train/class2/a b.png 1\ntrain/Class1/0.png\t0\n./train/class2/../class2/0.png 1\n"
+    )
+    (lists / "my_test.lst").write_text("test/class2/t.JPG 1\n")
+    data = load_image_list(lists / "my_train.lst", lists / "my_test.lst", SMALL, root=folder)
+    assert data.class_names == ("0", "1")
+    assert data.train.labels.tolist() == [1, 0, 1]
+    assert len(data.test) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("train.txt", "", "is empty"),
+        ("train.txt", "only-a-path", "line 1: expected 'path label', got 'only-a-path'"),
+        ("train.csv", "a.png,b,c", "line 1: expected 'path,label', got 'a.png,b,c'"),
+        ("train.csv", "path,label\na.png,", "line 2: expected 'path,label'"),
+        ("train.txt", "../secret.png 0", "line 1: '../secret.png' lies outside"),
+        ("train.txt", "a/../../secret.png 0", "lies outside"),
+        ("train.txt", "/etc/secret.png 0", "lies outside"),
+        ("train.txt", "a\0b.png 0", "lies outside"),
+        ("train.txt", "a.png 0\nb.png 12345678901234", "is too large"),
+        ("train.txt", "a.png 0\nb.png 2", "1 class(es) have no training images (such as '1')"),
+        ("train.txt", "a.png 0\nb.png 0", "has 1 class; a classifier needs at least 2"),
+        ("train.txt", "a.png cat\nb.png dog\nc.png cat\nd.png dog", "is listed but does not exist"),
+    ],
+)
+def test_bad_lists(name: str, text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as error:
+        load_image_folder(tmp_path, SMALL)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_list_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(DataError, match="Cannot read the list"):
+        load_image_folder(tmp_path, SMALL)
+
+
+def test_label_unknown_to_classes_txt(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "train.txt").write_text("a.png cat\nb.png bird\n")
+    with pytest.raises(DataError, match="label 'bird' is none of the 2 known classes"):
+        load_image_folder(tmp_path, SMALL)
+    (tmp_path / "classes.txt").write_text("cat\ncat\n")
+    with pytest.raises(DataError, match="names a class twice"):
+        load_image_folder(tmp_path, SMALL)
+
+
+def test_bad_folders(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match="is not a folder"):
+        load_image_folder(tmp_path / "nowhere", SMALL)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"has no train folder; expected .*train/CLASS/"):
+        load_image_folder(tmp_path / "empty", SMALL)
+    (tmp_path / "empty" / "train").mkdir()
+    with pytest.raises(DataError, match="has no class folders"):
+        load_image_folder(tmp_path / "empty", SMALL)
+    (folder / "train" / "empty class").mkdir()
+    with pytest.raises(DataError, match="no training images"):
+        load_image_folder(folder, SMALL)
+
+
+def test_damaged_image_is_named(folder: Path) -> None:
+    path = folder / "train" / "class2" / "0.png"
+    path.write_bytes(path.read_bytes()[:200])
+    data = load_image_folder(folder, SMALL)
+    index = next(i for i in range(len(data.train)) if data.train.name(i) == str(path))
+    with pytest.raises(DataError, match=r"class2/0\.png: The PNG image is truncated or damaged\. Remove it"):
+        data.train.pixels(index)
+
+
+def test_test_images_for_a_trained_model(folder: Path) -> None:
+    names = ["class10", "other", "Class1", "class2"]
+    assert load_test_images(folder, names, SMALL).labels.tolist() == [2, 3, 0]
+    assert load_test_images(folder / "test", names, SMALL).labels.tolist() == [2, 3, 0]
+    (folder / "test.txt").write_text("test/Class1/t.JPG 2\ntest/class2/t.JPG 3\n")
+    assert load_test_images(folder, names, SMALL).labels.tolist() == [2, 3]
+    (folder / "test.txt").unlink()
+    with pytest.raises(DataError, match="the class 'class2', which the model does not know"):
+        load_test_images(folder, ["Class1", "class10"], SMALL)
+    with pytest.raises(DataError, match="is not a folder"):
+        load_test_images(folder / "nowhere", names, SMALL)
