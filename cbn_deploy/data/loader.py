@@ -106,7 +106,7 @@ class TrainingLoader:
             collate_fn=_identity,  # type: ignore[arg-type]  # __getitems__ hands over a finished batch
             num_workers=workers,
             persistent_workers=workers > 0,
-            # DataLoader draws a seed for its workers; without its own generator it would take it from torch's global one.
+            # DataLoader draws a seed for its workers: not from the global generator, which is the model's.
             generator=torch.Generator(),
             # Forking a process that already runs torch's threads can deadlock, and Python 3.12 warns of it.
             multiprocessing_context="spawn" if workers > 0 else None,

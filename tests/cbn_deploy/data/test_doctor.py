@@ -78,14 +78,14 @@ def test_bad_files_are_reported_and_not_counted(folder: Path) -> None:
     assert "No such file" in reasons["train/ant/4.png"]
     assert "empty" in reasons["train/ant/0.png"]
     assert "truncated" in reasons["train/ant/1.png"]
-    assert "10000 x 10000 pixels" in reasons["train/ant/2.png"]
+    assert "pixels" in reasons["train/ant/2.png"]
     assert "not a readable" in reasons["train/ant/3.png"]
     assert report.classes[0].train == 115
     assert any(
         problem.startswith("5 files are unreadable; replace or remove them before training (train/ant/0.png")
         for problem in report.problems
     )
-    assert "unreadable: train/ant/2.png: The image has 10000 x 10000 pixels" in render(report)
+    assert f"unreadable: train/ant/2.png: {reasons['train/ant/2.png']}" in render(report)
 
 
 def test_a_listed_file_that_is_missing_is_unreadable(folder: Path) -> None:
