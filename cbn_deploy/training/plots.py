@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from cbn_deploy.runtime.description import ShotGroup, shot_group
 from cbn_deploy.training.report_data import RunReport
@@ -43,6 +43,8 @@ _STYLE = {
     "text.color": _INK,
     "figure.facecolor": "white",
 }
+# Behind a number, so that no line runs through it.
+_HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
 _DPI = 130
 _MAX_TICK_LABELS = 32
 
@@ -78,40 +80,31 @@ def _picture(
 
 
 def _history(report: RunReport) -> Figure:
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    epochs = [metrics.epoch for metrics in report.history]
-    marker = "o" if len(epochs) == 1 else None
-    losses: dict[str, tuple[str, list[float | None]]] = {
-        "classification, compound path": ("#0072B2", [metrics.classification_loss for metrics in report.history]),
-        "classification, split path": ("#56B4E9", [metrics.split_loss for metrics in report.history]),
-        "consistency (-2 is perfect)": ("#D55E00", [metrics.consistency_loss for metrics in report.history]),
-    }
-    for label, (colour, values) in losses.items():
-        if any(value is not None for value in values):
-            loss_axes.plot(epochs, values, label=label, color=colour, marker=marker)
+    _line(loss_axes, report, "classification_loss", label="classification, compound path", color="#0072B2")
+    _line(loss_axes, report, "split_loss", label="classification, split path", color="#56B4E9")
+    _line(loss_axes, report, "consistency_loss", label="consistency (-2 is perfect)", color="#D55E00")
     loss_axes.set(title="Training loss", xlabel="epoch")
-    accuracy_axes.plot(
-        epochs,
-        _column(report, "train_accuracy"),
-        color=_GREY,
-        linestyle=":",
-        marker=marker,
-        label="training (augmented)",
-    )
-    accuracy_axes.plot(
-        epochs, _column(report, "top1"), color=_INK, linewidth=2.2, marker=marker, label="test, all classes", zorder=4
-    )
+    _line(accuracy_axes, report, "train_accuracy", label="training (augmented)", color=_GREY, linestyle=":")
+    _line(accuracy_axes, report, "top1", label="test, all classes", color=_INK, linewidth=2.2, zorder=4)
     for group, colour in _GROUP_COLOURS.items():
-        values = _column(report, group)
-        if np.isfinite(values).any():
-            accuracy_axes.plot(epochs, values, color=colour, linewidth=1.3, marker=marker, label=f"test, {group}")
+        _line(accuracy_axes, report, group, label=f"test, {group}", color=colour, linewidth=1.3)
     accuracy_axes.set(title="Accuracy", xlabel="epoch", ylim=(0, 1.02))
     accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (loss_axes, accuracy_axes):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8.5, loc="best")
+        axes.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     return figure
+
+
+def _line(axes: Any, report: RunReport, quantity: str, **style: Any) -> None:
+    # Epochs without the quantity are left out, not drawn as gaps: a test every tenth epoch is still one line.
+    values = [(metrics.epoch, getattr(metrics, quantity)) for metrics in report.history]
+    points = [(epoch, value) for epoch, value in values if value is not None]
+    if points:
+        marker = "o" if len(points) == 1 else None
+        axes.plot(*zip(*points, strict=True), marker=marker, **style)
 
 
 def _per_class(report: RunReport) -> Figure:
@@ -130,29 +123,30 @@ def _per_class(report: RunReport) -> Figure:
     if classes <= 20:
         for position, recall, height in zip(positions, recalls, heights, strict=True):
             text = "no test\nimages" if recall is None else f"{recall:.0%}"
-            recall_axes.text(position, height + 0.02, text, ha="center", va="bottom", fontsize=8.5)
+            recall_axes.text(position, height + 0.02, text, ha="center", va="bottom", fontsize=8.5, bbox=_HALO)
         for position, count in zip(positions, counts, strict=True):
-            count_axes.text(position, count * 1.1, str(count), ha="center", va="bottom", fontsize=8.5)
+            count_axes.text(position, count * 1.1, str(count), ha="center", va="bottom", fontsize=8.5, bbox=_HALO)
     recall_axes.axhline(report.evaluation.top1, color=_INK, linewidth=1, linestyle="--")
     recall_axes.set(title="Recall on the test set, most frequent class first", ylim=(0, 1.14))
     recall_axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     recall_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     count_axes.set_yscale("log")
     count_axes.set(title="Training images (logarithmic)", ylim=(min(0.8, min(counts)), max(counts) * 3))
-    count_axes.yaxis.set_major_formatter(ScalarFormatter())
+    count_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     count_axes.yaxis.set_minor_formatter(NullFormatter())
     _label_ticks(count_axes, positions, [report.class_names[k] for k in order])
-    _group_legend(recall_axes, counts, report.evaluation.top1)
+    recall_axes.grid(visible=False, axis="x")
+    _group_legend(figure, counts, report.evaluation.top1)
     return figure
 
 
-def _group_legend(axes: Any, counts: Sequence[int], top1: float) -> None:
+def _group_legend(figure: Figure, counts: Sequence[int], top1: float) -> None:
     present = {shot_group(count) for count in counts}
     handles: list[Any] = [
         Patch(color=colour, label=_GROUP_MEANING[group]) for group, colour in _GROUP_COLOURS.items() if group in present
     ]
     handles.append(Line2D([], [], color=_INK, linestyle="--", linewidth=1, label=f"top-1 {top1:.1%}"))
-    axes.figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8.5)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8.5)
 
 
 def _shot_groups(report: RunReport) -> Figure:
@@ -166,7 +160,7 @@ def _shot_groups(report: RunReport) -> Figure:
             axes.text(position, 0.02, "no such class", ha="center", va="bottom", color=_GREY)
             continue
         axes.bar(position, value, color=_GROUP_COLOURS[group], width=0.6)
-        axes.text(position, value + 0.02, f"{value:.1%}", ha="center", va="bottom", fontweight="bold")
+        axes.text(position, value + 0.02, f"{value:.1%}", ha="center", va="bottom", fontweight="bold", bbox=_HALO)
     top1 = report.evaluation.top1
     axes.axhline(top1, color=_INK, linewidth=1, linestyle="--", label=f"top-1, all classes: {top1:.1%}")
     labels = [f"{_GROUP_MEANING[group].replace(' (', chr(10) + '(')}\n{_classes(members[group])}" for group in names]
@@ -192,7 +186,14 @@ def _mixture(report: RunReport) -> Figure:
     for component in range(components):
         share = occupancy[:, component]
         occupancy_axes.bar(
-            positions, share, bottom=bottom, width=0.85, color=colours[component], edgecolor="white", linewidth=0.6
+            positions,
+            share,
+            bottom=bottom,
+            width=0.85,
+            color=colours[component],
+            edgecolor="white",
+            linewidth=0.6,
+            label=f"Gaussian {component + 1}",
         )
         bottom += share
     occupancy_axes.set(title=f"Share of the pixels that each of the {components} Gaussians claims", ylim=(0, 1))
@@ -204,6 +205,7 @@ def _mixture(report: RunReport) -> Figure:
         ylim=(-0.05, 1.08),
     )
     _label_ticks(entropy_axes, positions, layers)
+    figure.legend(loc="outside upper center", ncols=min(components, 8), fontsize=8.5)
     return figure
 
 
@@ -215,10 +217,6 @@ def _label_ticks(axes: Any, positions: Any, labels: Sequence[str]) -> None:
     axes.set_xticks(positions[::stride], shown, fontsize=8.5, **rotation)
     axes.set_xlim(-0.7, len(labels) - 0.3)
     axes.grid(visible=False, axis="x")
-
-
-def _column(report: RunReport, name: str) -> Any:
-    return np.array([getattr(metrics, name) for metrics in report.history], dtype=np.float64)
 
 
 def _classes(count: int) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "ScheduleConfig",
     "apply_settings",
     "get_recipe",
+    "setting_help",
 ]
 
 ClassificationLoss = Literal["balanced_softmax", "cross_entropy"]
@@ -258,6 +259,17 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         if reason := _reason_without_effect(changed, key):
             raise RecipeError(f"{key} has no effect here, {reason}; leave it out.")
     return changed
+
+
+def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
+    """(key as typed, present value, what may be typed) of every setting that has an effect in this recipe."""
+    short = {dotted: key for key, dotted in SHORT_KEYS.items()}
+    types = settings.leaf_types(Recipe)
+    return [
+        (short.get(key, key), value, settings.describe_type(types[key]))
+        for key, value in recipe.used_settings().items()
+        if key not in _FIXED_KEYS
+    ]
 
 
 def _reason_without_effect(recipe: Recipe, key: str) -> str | None:

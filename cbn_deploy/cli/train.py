@@ -1,0 +1,176 @@
+"""``cbn-train``: train a recipe, look at the data first, or list what there is."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cbn_deploy.cli import run_cli
+from cbn_deploy.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from cbn_deploy.training import Recipe, TrainingResult
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+Examples:
+
+  cbn-train digits-lt
+
+  cbn-train cifar10-lt --data cifar --out runs/c10 --set model=resnet32 --set rho=50 --set seed=1
+
+  cbn-train cifar10-lt --data cifar --out runs/c10 --set model=resnet32 --set rho=50 --set seed=1 --resume
+
+  cbn-train image-folder --data photos --check
+
+  cbn-train --list; cbn-train cifar10-lt --list
+"""
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=_EXAMPLES)
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="digits-lt, cifar10-lt, cifar100-lt or image-folder.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the images (the CIFAR files, or train/CLASS/* and test/CLASS/*)."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the results. [runs/RECIPE]")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; --list shows the keys.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last completed epoch in --out.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Examine the data, train nothing; exit code 2 on problems.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipes, or the settings of RECIPE.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 uses this one.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
+    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu or cuda.")] = "auto",
+) -> None:
+    """Train a recipe: model.pt, metrics.jsonl, report.html, report.json and plots in --out."""
+    console = Console()
+    if list_ and recipe is None:
+        console.print(_recipe_table())
+        return
+    chosen = _chosen_recipe(recipe, settings or [])
+    if list_:
+        console.print(_settings_table(chosen))
+    elif check:
+        _check_data(chosen, data, console)
+    else:
+        out = out or Path("runs") / chosen.name
+        _train(chosen, data, out, settings or [], resume, workers, threads, device, console)
+
+
+def main() -> None:
+    """Entry point of ``cbn-train``."""
+    run_cli(app)
+
+
+def _chosen_recipe(name: str | None, settings: list[str]) -> Recipe:
+    from cbn_deploy.training import RECIPES, apply_settings, get_recipe
+
+    if name is None:
+        raise RecipeError(f"Say which recipe to train: {', '.join(RECIPES)}.")
+    return apply_settings(get_recipe(name), settings)
+
+
+def _train(
+    recipe: Recipe,
+    data: Path | None,
+    out: Path,
+    settings: list[str],
+    resume: bool,
+    workers: int,
+    threads: int | None,
+    device: str,
+    console: Console,
+) -> None:
+    import torch
+
+    from cbn_deploy.cli.training_progress import ConsoleProgress
+    from cbn_deploy.training import train as train_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    progress = ConsoleProgress(console)
+    try:
+        with progress:
+            result = train_recipe(recipe, data, out, resume=resume, progress=progress, workers=workers, device=device)
+    except KeyboardInterrupt:
+        command = _resume_command(recipe.name, data, out, settings)
+        Console(stderr=True, soft_wrap=True).print(
+            _interruption(progress.completed_epochs, progress.epochs, command), markup=False, highlight=False
+        )
+        raise typer.Exit(130) from None
+    _print_result(result, console)
+
+
+def _resume_command(recipe: str, data: Path | None, out: Path, settings: list[str]) -> str:
+    words = ["cbn-train", recipe]
+    words += [] if data is None else ["--data", str(data)]
+    words += ["--out", str(out)]
+    for setting in settings:
+        words += ["--set", setting]
+    return shlex.join([*words, "--resume"])
+
+
+def _interruption(completed: int | None, epochs: int, command: str) -> str:
+    if not completed:
+        return "Interrupted before the first epoch was complete; nothing was trained."
+    return f"Interrupted; {completed} of {epochs} epochs are saved. Go on with: {command}"
+
+
+def _print_result(result: TrainingResult, console: Console) -> None:
+    scores = result.evaluation
+    groups = ", ".join(
+        f"{name} {value:.1%}"
+        for name, value in (("many", scores.many), ("medium", scores.medium), ("few", scores.few))
+        if value is not None
+    )
+    console.print(f"[bold]top-1 {scores.top1:.1%}[/] on the test set ({groups}; calibration error {scores.ece:.1%})")
+    console.print(f"model:  {escape(str(result.checkpoint))}\nreport: {escape(str(result.report))}", soft_wrap=True)
+
+
+def _check_data(recipe: Recipe, data: Path | None, console: Console) -> None:
+    from cbn_deploy.data import check_data
+
+    report = check_data(recipe.data, data)
+    report.render(console)
+    if report.problems:
+        raise DataError(f"{len(report.problems)} problem(s) found in {report.name}; see above what to do.")
+
+
+def _recipe_table() -> Table:
+    from cbn_deploy.training import RECIPES
+
+    table = Table(title="Recipes")
+    for column in ("recipe", "model", "epochs", "batch", "lr", "needs --data"):
+        table.add_column(column)
+    for recipe in RECIPES.values():
+        needs_data = "no" if recipe.data.source == "digits-lt" else "yes"
+        schedule, lr = recipe.schedule, f"{recipe.optimizer.lr:g}"
+        table.add_row(recipe.name, recipe.model, str(schedule.epochs), str(schedule.batch_size), lr, needs_data)
+    return table
+
+
+def _settings_table(recipe: Recipe) -> Table:
+    from cbn_deploy.training.recipe import setting_help
+
+    table = Table(title=f"Settings of {recipe.name} (--set KEY=VALUE)")
+    for column in ("key", "value", "may be"):
+        table.add_column(column, overflow="fold")
+    for key, value, allowed in setting_help(recipe):
+        table.add_row(key, str(value).lower() if value is None or isinstance(value, bool) else str(value), allowed)
+    return table

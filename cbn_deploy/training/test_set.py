@@ -1,0 +1,64 @@
+"""Find the test images for a finished model, which knows its classes and preprocessing but not where its data lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cbn_deploy.data import ImageSet, LongTailedData, load_cifar_lt, load_data, load_digits_lt, load_test_images
+from cbn_deploy.errors import DataError
+from cbn_deploy.runtime import ModelDescription
+from cbn_deploy.training.recipe import Recipe
+
+__all__ = ["DIGITS", "find_test_set", "recipe_test_set"]
+
+DIGITS = "digits"
+
+
+def find_test_set(description: ModelDescription, data: str) -> ImageSet:
+    """The test images at ``data``, by what lies there.
+
+    - ``"digits"``: the test images of digits-lt (as its recipe draws them with ``data.seed=0``);
+    - a folder that holds (or is) files named ``cifar*``, for a model of 10 or 100 classes: that CIFAR test set;
+    - any other folder: ``test.csv`` / ``test.txt``, ``test/CLASS/*`` or ``CLASS/*``.
+
+    Raises:
+        DataError: no test images there, or their classes are not the model's.
+    """
+    if data == DIGITS:
+        return _with_same_classes(load_digits_lt(), description.class_names)
+    folder = Path(data)
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist; give --data a folder of test images, or {DIGITS!r}.")
+    classes = len(description.class_names)
+    if _holds_cifar(folder) and classes in (10, 100):
+        data_set = load_cifar_lt("cifar10" if classes == 10 else "cifar100", folder)
+        return _with_same_classes(data_set, description.class_names)
+    return load_test_images(folder, description.class_names, description.preprocessing)
+
+
+def recipe_test_set(description: ModelDescription, recipe: Recipe, data: str | None) -> ImageSet:
+    """The test images exactly as ``recipe`` splits them, also where they were held out of the training images.
+
+    Raises:
+        DataError: the data cannot be loaded, or their classes are not the model's.
+    """
+    folder = None if data in (None, DIGITS) else Path(str(data))
+    return _with_same_classes(load_data(recipe.data, folder), description.class_names)
+
+
+def _holds_cifar(folder: Path) -> bool:
+    return folder.name.startswith("cifar") or any(folder.glob("cifar*"))
+
+
+def _with_same_classes(data: LongTailedData, class_names: Sequence[str]) -> ImageSet:
+    if data.class_names != tuple(class_names):
+        raise DataError(
+            f"The model's classes ({_some(class_names)}) are not those of {data.name} ({_some(data.class_names)}); "
+            "give --data the images that the model was made for."
+        )
+    return data.test
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... {len(names)} in all" if len(names) > 3 else "")
