@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbn_deploy.errors import ModelFileError
@@ -77,6 +77,7 @@ def test_undescribed_and_damaged_descriptions(tmp_path: Path) -> None:
         read_onnx_file(write_colour_model(tmp_path / "damaged.onnx", model))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(min_size=1, max_size=400))
 def test_any_bytes_give_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.onnx"

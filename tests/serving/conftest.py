@@ -1,0 +1,73 @@
+"""Models and servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.onnx_models import colour_model, write_colour_model
+from tests.serving.server import Server
+
+SPIN = 700  # about a second a run on the development machine's CPU
+
+
+@pytest.fixture(scope="session")
+def colours_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour model: its right answers are known by hand."""
+    return write_colour_model(tmp_path_factory.mktemp("colours") / "colours.onnx")
+
+
+@pytest.fixture(scope="session")
+def slow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour model, taking about a second a run."""
+    return write_colour_model(tmp_path_factory.mktemp("slow") / "slow.onnx", colour_model(spin=SPIN))
+
+
+@pytest.fixture(scope="session")
+def cbn_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real CBN ResNet-20, exported with its posteriors."""
+    torch = pytest.importorskip("torch")
+    from cbn_deploy.checkpoint import load_checkpoint, load_model
+    from cbn_deploy.norm import freeze
+    from export.to_onnx import to_onnx
+
+    checkpoint = load_checkpoint(checkpoint_path)
+    model = to_onnx(freeze(load_model(checkpoint)).eval(), torch.zeros(1, 3, 32, 32), with_posterior=True)
+    for key, value in checkpoint.description.to_metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(colours_path: Path) -> Iterator[Server]:
+    """The colour model with small limits: 100,000 bytes, 10,000 pixels, 4 images, 1 second for a body."""
+    limits = ["--max-upload-bytes", 100_000, "--max-pixels", 10_000, "--max-images", 4, "--upload-timeout", 1]
+    running = Server(colours_path, "--threads", 1, *limits)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def cbn_server(cbn_path: Path, colours_path: Path) -> Iterator[Server]:
+    """A real CBN model called digits, and the colour model beside it."""
+    running = Server(f"digits={cbn_path}", colours_path, "--threads", 1)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start servers with arguments of the test's own; all are stopped afterwards."""
+    running: list[Server] = []
+
+    def start(*arguments: object, environment: dict[str, str] | None = None) -> Server:
+        running.append(Server(*arguments, environment=environment))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.stop()

@@ -1,0 +1,76 @@
+"""A real ``cbn-serve`` in a process of its own, on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 60.0  # loading and one trial run, on a busy machine
+COMMAND = [sys.executable, "-c", "from serving.cli import main; main()"]
+
+
+class Server:
+    """A started server: ``url``, ``client`` and the log lines so far."""
+
+    def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
+        command = [*COMMAND, *map(str, arguments)]
+        if "--port" not in command:
+            command += ["--port", "0"]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("CBN_")}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env={**clean, **(environment or {})}, stderr=subprocess.PIPE, text=True
+        )
+        self.log: list[dict[str, Any]] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self.url: str = self.wait_for_log("serving")["url"]
+            self.client = httpx.Client(base_url=self.url, timeout=60.0, trust_env=False)
+            self.wait_for_log("Application startup complete.")
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_for_log(self, message: str) -> dict[str, Any]:
+        """The next log line with this message that nobody has waited for yet."""
+        while True:
+            line = self._lines.get(timeout=START_SECONDS)
+            if line is None:
+                raise RuntimeError(f"the server ended with {self.process.wait()} before {message!r}")
+            entry: dict[str, Any] = json.loads(line)
+            self.log.append(entry)
+            if entry["message"] == message:
+                return entry
+
+    def terminate(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def stop(self) -> None:
+        """End the process whatever it is doing."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        if hasattr(self, "client"):
+            self.client.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._lines.put(line)
+        self._lines.put(None)

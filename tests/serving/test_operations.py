@@ -1,0 +1,75 @@
+"""Health, metrics, logs and request ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serving.files import RED
+from tests.serving.server import Server
+
+
+def samples(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = server.client.get("/metrics").text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+def test_healthz(server: Server) -> None:
+    assert server.client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_docs_and_openapi(server: Server) -> None:
+    assert "text/html" in server.client.get("/docs").headers["content-type"]
+    assert server.client.get("/openapi.json").json()["info"]["title"] == "cbn-serve"
+
+
+def test_metrics_count_what_happened(start_server: Callable[..., Server], colours_path: Path) -> None:
+    server = start_server(colours_path, "--threads", 1)
+    for _ in range(3):
+        server.client.post("/v1/classify", files=[("image", RED), ("image", RED)])
+    server.client.post("/v1/classify", content=b"", headers={"Content-Type": "image/png"})
+    for path in ("/a", "/b", "/c"):
+        server.client.get(path)
+    server.client.request("MADEUP", "/healthz")
+    found = samples(server)
+    assert found[key("cbn_requests_total", method="POST", route="/v1/classify", status="200")] == 3
+    assert found[key("cbn_requests_total", method="POST", route="/v1/classify", status="422")] == 1
+    assert found[key("cbn_requests_total", method="GET", route="unmatched", status="404")] == 3
+    assert found[key("cbn_requests_total", method="other", route="/healthz", status="405")] == 1
+    assert found[key("cbn_images_total", model="colours")] == 6
+    assert found[key("cbn_request_seconds_count", route="/v1/classify")] == 4
+    assert found[key("cbn_requests_in_flight")] == 1  # the scrape itself
+    for stage in ("decode", "queue", "inference"):
+        assert found[key("cbn_stage_seconds_count", model="colours", stage=stage)] == 3
+    (info,) = [dict(labels) for name, labels in found if name == "cbn_model_info"]
+    assert (info["model"], info["kernel_path"], info["runtime"]) == ("colours", "portable", "onnxruntime")
+
+
+def test_access_log_is_json_that_no_client_can_forge(start_server: Callable[..., Server], colours_path: Path) -> None:
+    server = start_server(colours_path)
+    server.client.post("/v1/classify", files={"image": RED}, headers={"X-Request-ID": "abc-1"})
+    entry = server.wait_for_log("request")
+    assert entry["request_id"] == "abc-1"
+    assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/v1/classify", 200)
+    assert (entry["model"], entry["images"], entry["client"]) == ("colours", 1, "127.0.0.1")
+    assert entry["duration_ms"] > 0
+    server.client.get('/x%0a{"message":"request","status":200}')
+    assert server.wait_for_log("request")["path"] == '/x\n{"message":"request","status":200}'
+
+
+def test_request_ids(server: Server) -> None:
+    first, second = (server.client.get("/healthz").headers["x-request-id"] for _ in range(2))
+    assert first != second
+    assert server.client.get("/nowhere", headers={"X-Request-ID": "mine"}).json()["request_id"] == "mine"
+    for bad in ("x" * 65, "a b", 'quote"', "<b>"):
+        assert server.client.get("/healthz", headers={"X-Request-ID": bad}).headers["x-request-id"] != bad
