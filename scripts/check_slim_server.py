@@ -1,0 +1,120 @@
+"""Prove that a server needs no torch: build the wheel, install it with [serve] alone, classify over HTTP.
+
+Runs with the test environment's Python (which makes the model); the server runs in a fresh environment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+ABSENT = ("torch", "onnx", "sklearn", "matplotlib")
+
+
+def main() -> None:
+    """Exit code 0 and one line if a torch-free installation classifies a real image."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        model = export_model(work)
+        python = install_server(work)
+        check_absent(python)
+        label = classify(python, model)
+    print(f"slim server: no {', '.join(ABSENT)} installed; it answered {label!r}")
+
+
+def export_model(work: Path) -> Path:
+    """A real exported model, from the test suite's checkpoint."""
+    from export import ExportOptions, export_checkpoint
+    from tests.checkpoints import make_checkpoint
+
+    make_checkpoint(work / "model.pt")
+    export_checkpoint(work / "model.pt", work / "model.onnx", ExportOptions())
+    return work / "model.onnx"
+
+
+def install_server(work: Path) -> Path:
+    """A fresh environment with the wheel and [serve]; returns its Python."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(work), str(ROOT)])
+    (wheel,) = work.glob("*.whl")
+    venv.create(work / "venv", with_pip=True)
+    python = work / "venv" / "bin" / "python"
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    run([*pip, "install", *constraints, f"{wheel}[serve]"])
+    return python
+
+
+def check_absent(python: Path) -> None:
+    """The point of the exercise."""
+    code = f"import importlib.util as u, sys; sys.exit(any(u.find_spec(m) for m in {ABSENT!r}))"
+    run([str(python), "-c", code])
+
+
+def classify(python: Path, model: Path) -> str:
+    """Start the server, wait until it is ready, send one real digit, stop it."""
+    server = subprocess.Popen(
+        [str(python.with_name("cbn-serve")), str(model), "--port", "0"],
+        cwd=model.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        url = announced_url(server)
+        request = urllib.request.Request(f"{url}/v1/classify", digit_png(), {"Content-Type": "image/png"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            label: str = json.load(answer)["results"][0]["predictions"][0]["label"]
+        return label
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def announced_url(server: subprocess.Popen[str]) -> str:
+    """The address in the server's first log lines, once it answers."""
+    for line in server.stdout or ():
+        url = json.loads(line).get("url") if line.startswith("{") else None
+        if url:
+            break
+    else:
+        sys.exit("the server ended before it was ready")
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5):
+                return str(url)
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    sys.exit("the server did not become ready")
+
+
+def digit_png() -> bytes:
+    """A real handwritten digit."""
+    from PIL import Image
+
+    from tests.checkpoints import digit_pixels
+
+    buffer = io.BytesIO()
+    Image.fromarray(digit_pixels(1)[0][0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def run(command: list[str]) -> None:
+    """Run, or stop with its exit code."""
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        sys.exit(f"failed ({done.returncode}): {' '.join(command)}")
+
+
+if __name__ == "__main__":
+    main()
