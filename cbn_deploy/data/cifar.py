@@ -67,7 +67,10 @@ def load_cifar_lt(kind: Kind, data_dir: Path, rho: float = DEFAULT_RHO, seed: in
     for layout in layouts:
         for folder in (data_dir / layout.folder, data_dir):
             if any((folder / name).is_file() for name in layout.train):
-                return _load_official(kind, folder, layout, classes, rho, seed)
+                try:
+                    return _load_official(kind, folder, layout, classes, rho, seed)
+                except OSError as error:
+                    raise DataError(f"Cannot read {error.filename}: {error.strerror or error}.") from error
     pack = data_dir if data_dir.suffix == ".npz" else data_dir / f"{kind}-lt.npz"
     if pack.is_file():
         return _load_pack(kind, pack, classes, rho, seed)
@@ -90,7 +93,7 @@ def _load_official(kind: Kind, folder: Path, layout: _Layout, classes: int, rho:
         raise DataError(
             f"{folder} has {len(names)} class names and labels up to {highest}; expected {classes} classes."
         )
-    counts = long_tail_counts(max(len(train.labels) // classes, 1), rho, classes)
+    counts = _counts(len(train.labels), rho, classes)
     chosen = long_tail_subset(train.labels, counts, seed)
     return LongTailedData(
         name=f"{kind}-lt",
@@ -106,7 +109,7 @@ def _load_pack(kind: Kind, path: Path, classes: int, rho: float, seed: int) -> L
         raise DataError(f"{path.name} holds the subset of seed 0 only; use the official files for seed {seed}.")
     pack = read_pack(path, classes)
     # The packing lists every class in the order of the subset rule, so a subset is the head of each class.
-    counts = long_tail_counts(50_000 // classes, rho, classes)
+    counts = _counts(50_000, rho, classes)
     heads = []
     for label, count in enumerate(counts):
         indices = np.flatnonzero(pack.train_labels == label)
@@ -124,6 +127,14 @@ def _load_pack(kind: Kind, path: Path, classes: int, rho: float, seed: int) -> L
         class_names=pack.class_names,
         preprocessing=_PREPROCESSING,
     )
+
+
+def _counts(images: int, rho: float, classes: int) -> list[int]:
+    n_max = max(images // classes, 1)
+    counts = long_tail_counts(n_max, rho, classes)
+    if counts[-1] < 1:
+        raise DataError(f"rho={rho:g} leaves the last class without training images; use at most {n_max}.")
+    return counts
 
 
 def _join(splits: list[_Split]) -> _Split:

@@ -68,14 +68,18 @@ def list_image_lists(
 
 
 def _read(path: Path, root: Path) -> list[tuple[Path, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the list {path}: {error}.") from error
+    text = _text(path)
     rows = list(_csv_rows(path, text) if path.suffix.lower() == ".csv" else _text_rows(path, text))
     if not rows:
         raise DataError(f"The list {path} is empty; expected a line 'path label' for each image.")
     return [(_inside(root, name, path, number), label) for number, name, label in rows]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the list {path} ({error}); save it as UTF-8 text.") from error
 
 
 def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
@@ -113,7 +117,7 @@ def _inside(root: Path, name: str, source: Path, number: int) -> Path:
 def _names(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in _text(path).splitlines() if line.strip()]
     if len(set(names)) != len(names):
         raise DataError(f"{path} names a class twice; class names must differ.")
     return names

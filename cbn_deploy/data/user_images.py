@@ -123,9 +123,16 @@ def _check(listing: Listing) -> None:
         )
     if listing.test is not None and not listing.test:
         raise DataError(f"The test set of {listing.root} is empty; add images, or remove it to hold some out of train.")
-    missing = next((file.path for file in (*listing.train, *(listing.test or ())) if not file.path.is_file()), None)
+    missing = next((file.path for file in (*listing.train, *(listing.test or ())) if not _exists(file.path)), None)
     if missing is not None:
         raise DataError(f"{missing} is listed but does not exist; correct the list or its root.")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system, a folder without permission
+        return False
 
 
 def _labels(files: Sequence[LabelledFile], class_names: Sequence[str]) -> NDArray[np.int64]:

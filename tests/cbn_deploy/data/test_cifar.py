@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cbn_deploy.data import LongTailedData, load_cifar_lt, long_tail_counts, long_tail_subset
+from cbn_deploy.data.cifar_pack import read_pack
 from cbn_deploy.errors import DataError
 from tests.cbn_deploy.data.cifar_files import NAMES_10, NAMES_100, dump_python2, write_binary, write_pack, write_python
 
@@ -113,6 +114,12 @@ def test_truncated_files_are_refused(keep: int, tmp_path: Path) -> None:
             load_cifar_lt("cifar100", folder)
 
 
+def test_a_rho_that_empties_the_tail_is_refused(tmp_path: Path) -> None:
+    write_python(tmp_path / "cifar-10-batches-py", "cifar10", make_part(10, 20, 1), make_part(10, 1, 2))
+    with pytest.raises(DataError, match="use at most 20"):
+        load_cifar_lt("cifar10", tmp_path, rho=100)
+
+
 def test_truncated_pack_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cifar10-lt.npz"
     write_pack(path, make_part(10, 3, 1), np.arange(30), make_part(10, 2, 2))
@@ -120,6 +127,26 @@ def test_truncated_pack_is_refused(tmp_path: Path) -> None:
         os.truncate(path, size)
         with pytest.raises(DataError, match=r"is not a CIFAR packing, or truncated .*; copy it again\."):
             load_cifar_lt("cifar10", tmp_path, rho=1000)
+
+
+@pytest.mark.parametrize("name", ["cifar10-lt.npz", "cifar-10-batches-py/test_batch"])
+def test_any_damaged_byte_is_an_error_or_harmless(name: str, tmp_path: Path) -> None:
+    write_pack(tmp_path / "cifar10-lt.npz", make_part(10, 5, 1), np.arange(50), make_part(10, 2, 2))
+    if "py" in name:
+        write_python(tmp_path / "cifar-10-batches-py", "cifar10", make_part(10, 5, 1), make_part(10, 2, 2))
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    original, refused = path.read_bytes(), 0
+    for _ in range(150):
+        damaged = bytearray(original)
+        # The heads and tails of such files are structure, the middle is pixels.
+        place = int(rng.integers(400)) if rng.random() < 0.5 else -1 - int(rng.integers(1500))
+        damaged[place] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            read_pack(path, 10) if "npz" in name else load_cifar_lt("cifar10", tmp_path, rho=2)
+        except DataError:
+            refused += 1
+    assert refused > 10
 
 
 class _Harmful:
