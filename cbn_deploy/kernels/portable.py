@@ -25,9 +25,9 @@ class DensityTables(NamedTuple):
     """The Gaussians as coefficients of (x - centre)^2 and x - centre, so that log-densities are matrix products.
 
     Attributes:
-        quadratic: (M, D) precision 1/(var+eps), less its mean over the components.
-        linear: (M, D) precision * (mu - centre), less its mean over the components.
-        constant: (M,) sum_d [precision (mu-centre)^2 + log(var+eps)], less its mean over the components.
+        quadratic: (M, D) precision 1/(var+eps), less that of the mean variance.
+        linear: (M, D) (mu - centre) / (var+eps), less its mean over the components.
+        constant: (M,) sum_d [(mu-centre)^2 / (var+eps) + log(var+eps)], less its mean over the components.
         log_prior: (M,) log tau; -inf for a component with tau = 0, which then claims nothing.
     """
 
@@ -44,13 +44,14 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 def density_tables(tau: Tensor, mean: Tensor, var: Tensor, eps: float, centre: Tensor) -> DensityTables:
     """Coefficients of the log-densities from tau (M,), mean and var (M, D), about ``centre`` (D,)."""
-    shifted = mean - centre
-    floored = var + eps
-    precision = floored.reciprocal()
-    linear = precision * shifted
-    constant = (linear * shifted + floored.log()).sum(1)
-    # What all components share cancels in the softmax; removing it here keeps near-identical components accurate.
-    return DensityTables(precision - precision.mean(0), linear - linear.mean(0), constant - constant.mean(), tau.log())
+    # What all components share cancels in the softmax. It is taken out here, as a reference variance and as means over
+    # the components: the difference of nearby variances is exact, so near-identical components stay accurate.
+    reference = var.mean(0)
+    shifted, floored = mean - centre, var + eps
+    quadratic = (reference - var) / floored / (reference + eps)
+    linear = shifted / floored
+    constant = (linear * shifted + (floored / (reference + eps)).log()).sum(1)
+    return DensityTables(quadratic, linear - linear.mean(0), constant - constant.mean(), tau.log())
 
 
 def mixture_logits(values: Tensor, squares: Tensor, tables: DensityTables, density_scale: float) -> Tensor:
