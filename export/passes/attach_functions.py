@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from export.function_body import function_body
 from export.op import DOMAIN, FORMS, VERSION
-from export.passes._matching import cbn_nodes
+from export.op_nodes import cbn_nodes
 
 __all__ = ["AttachFunctionsPass"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from export.op import ADD_RELU, PLAIN
-from export.passes._matching import OpNode, cbn_nodes, only_consumer, replace_by_fused
+from export.op_nodes import OpNode, cbn_nodes, only_consumer, replace_by_fused
 
 __all__ = ["FuseAddReluPass"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from export.op import PLAIN, RELU
-from export.passes._matching import OpNode, cbn_nodes, only_consumer, replace_by_fused
+from export.op_nodes import OpNode, cbn_nodes, only_consumer, replace_by_fused
 
 __all__ = ["FuseReluPass"]
 

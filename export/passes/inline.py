@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from export.op import DOMAIN
-from export.passes._matching import cbn_nodes
+from export.op_nodes import cbn_nodes
 
 __all__ = ["InlineFunctionsPass"]
 

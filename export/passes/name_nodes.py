@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.passes._matching import OpNode, cbn_nodes
+from export.op_nodes import OpNode, cbn_nodes
 
 __all__ = ["NameNodesPass"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.passes._matching import cbn_nodes
+from export.op_nodes import cbn_nodes
 
 __all__ = ["PLUGIN_ATTRIBUTES", "PluginAttributesPass"]
 

@@ -1,0 +1,37 @@
+"""How far an exported file may be from its checkpoint: the one table of limits, with reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LIMITS", "Limit"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number and why it is that number."""
+
+    value: float
+    reason: str
+
+
+LIMITS: dict[str, Limit] = {
+    "op": Limit(
+        32.0,
+        "units of the float32 rounding-error model (export/rounding.py) between a node's output and the paper's "
+        "formula in float64 on the node's own input; about 3 were seen at D = 64, sums of D terms grow as sqrt(D)",
+    ),
+    "logits": Limit(
+        1e-4,
+        "absolute while an image's largest |logit| is at most 1, relative to the largest |logit| above that",
+    ),
+    "rounding": Limit(
+        4.0,
+        "times what float32 itself costs eager PyTorch (against float64) on the same kind of input, where that is more "
+        "than the limit on logits: a deep network amplifies rounding on inputs far from any image",
+    ),
+    "tie": Limit(
+        2.0,
+        "times the image's limit on logits: two classes closer than that in float64 are a tie, and either may win",
+    ),
+}

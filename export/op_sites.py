@@ -1,0 +1,87 @@
+"""Where the op sits in an exported graph, so that every node can be checked on what it really reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from export.op import DEFAULT_DENSITY_SCALE, DEFAULT_EPSILON, TABLES, OpForm
+from export.op_nodes import OpNode, cbn_nodes
+from export.rounding import OpTables
+
+__all__ = ["OpSite", "find_sites", "tap"]
+
+
+@dataclass(frozen=True)
+class OpSite:
+    """One node of the op.
+
+    Attributes:
+        layer: the node's name, the layer's qualified name in the checkpoint.
+        form: which form of the op.
+        x: name of the value it normalises.
+        residual: name of the value it adds, or ``None``.
+        y: name of its result.
+        tables: its constants.
+    """
+
+    layer: str
+    form: OpForm
+    x: str
+    residual: str | None
+    y: str
+    tables: OpTables
+
+
+def find_sites(graph: ir.Model) -> list[OpSite]:
+    """Every node of the op in ``graph``.
+
+    Raises:
+        ValueError: a node's table is no constant.
+    """
+    return [_site(op) for op in cbn_nodes(graph)]
+
+
+def tap(model: onnx.ModelProto, sites: Sequence[OpSite]) -> onnx.ModelProto:
+    """A copy of ``model`` that also returns what every site reads and writes (float32)."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    present = {output.name for output in model.graph.output} | {value.name for value in model.graph.input}
+    for name in sorted({name for site in sites for name in (site.x, site.residual, site.y) if name} - present):
+        tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return tapped
+
+
+def _site(op: OpNode) -> OpSite:
+    attributes = op.node.attributes
+    epsilon, density_scale = attributes.get("epsilon"), attributes.get("density_scale")
+    tau, mean, var, scale, bias = (_constant(op, name) for name in TABLES)
+    residual = op.inputs.get("residual")
+    return OpSite(
+        layer=str(op.node.name),
+        form=op.form,
+        x=str(op.inputs["X"].name),
+        residual=None if residual is None else str(residual.name),
+        y=str(op.node.outputs[0].name),
+        tables=OpTables(
+            tau,
+            mean,
+            var,
+            scale,
+            bias,
+            DEFAULT_EPSILON if epsilon is None else epsilon.as_float(),
+            DEFAULT_DENSITY_SCALE if density_scale is None else density_scale.as_float(),
+        ),
+    )
+
+
+def _constant(op: OpNode, name: str) -> NDArray[np.float32]:
+    tensor = ir.convenience.get_const_tensor(op.inputs[name])
+    if tensor is None:
+        raise ValueError(f"{name} of {op.node.name} is not a constant")
+    return np.asarray(tensor.numpy(), dtype=np.float32)

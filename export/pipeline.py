@@ -1,0 +1,160 @@
+"""Checkpoint in, ``model.onnx`` out: load, freeze, convert, prove, describe, write; or raise and leave nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from cbn_deploy import __version__
+from cbn_deploy.atomic import atomic_path, check_writable
+from cbn_deploy.checkpoint import Checkpoint, file_sha256, load_checkpoint, load_model
+from cbn_deploy.errors import OutputError
+from cbn_deploy.norm import freeze
+from cbn_deploy.runtime.description import ModelDescription
+from export.inputs import ParityInputs, read_images
+from export.op_sites import find_sites
+from export.parity import SEED, Progress, check_parity
+from export.parity_report import ParityReport
+from export.passes import DescribePass
+from export.to_onnx import build_graph, inline
+
+__all__ = ["ExportOptions", "ExportResult", "export_checkpoint"]
+
+_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What kind of file to write.
+
+    Attributes:
+        inline: write the op's standard-ops body in place of its nodes, for readers without function support.
+        with_posterior: every layer's posterior becomes an output ``posterior.<layer>``.
+        data: folder of images for the parity gate, in place of those that the checkpoint carries.
+        inputs: how many inputs the parity gate uses.
+    """
+
+    inline: bool = False
+    with_posterior: bool = False
+    data: Path | None = None
+    inputs: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        parity: what the gate measured.
+        description: what the file says about itself.
+        forms: op form -> number of nodes, before any inlining.
+        inlined: whether the file holds their bodies instead.
+        nodes: number of nodes in the file's graph.
+        size: of the file, in bytes.
+    """
+
+    path: Path
+    parity: ParityReport
+    description: ModelDescription
+    forms: Mapping[str, int]
+    inlined: bool
+    nodes: int
+    size: int
+
+
+def export_checkpoint(
+    checkpoint: Path, output: Path, options: ExportOptions | None = None, progress: Progress | None = None
+) -> ExportResult:
+    """Export ``checkpoint`` to ``output``, which appears only after the parity gate has passed.
+
+    Args:
+        checkpoint: a ``model.pt``.
+        output: the ``.onnx`` file to write; one that exists is replaced.
+        options: see :class:`ExportOptions`.
+        progress: called with (parity inputs done, parity inputs in all).
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        DataError: ``options.data`` holds no usable image.
+        ParityError: the exported graph's answers differ from the checkpoint's.
+        OutputError: ``output`` cannot be written.
+    """
+    options = options or ExportOptions()
+    checkpoint, output = Path(checkpoint), Path(output)
+    loaded = load_checkpoint(checkpoint)
+    source_sha256 = file_sha256(checkpoint)
+    _check_output(checkpoint, output)
+    model = load_model(loaded)
+    preprocessing = loaded.description.preprocessing
+    inputs = ParityInputs(preprocessing, _real_images(loaded, options), options.inputs, SEED)
+    example = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
+    graph = build_graph(freeze(model), example, with_posterior=options.with_posterior)
+    sites = find_sites(graph)
+    final = inline(graph) if options.inline else graph
+    parity = check_parity(model, ir.serde.serialize_model(final), sites, inputs, progress)
+    description = dataclasses.replace(
+        loaded.description,
+        source_sha256=source_sha256,
+        tool_versions={**loaded.description.tool_versions, **_tool_versions()},
+        parity=parity.to_dict(),
+    )
+    DescribePass(description, __version__)(final)
+    size = _write(final, output)
+    return ExportResult(
+        path=output,
+        parity=parity,
+        description=description,
+        forms=Counter(site.form.op_type for site in sites),
+        inlined=options.inline,
+        nodes=final.graph.num_nodes(),
+        size=size,
+    )
+
+
+def _check_output(checkpoint: Path, output: Path) -> None:
+    """Refuse an impossible output before minutes of work, not after."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give the name of the .onnx file to write.")
+    if output.resolve() == checkpoint.resolve():
+        raise OutputError(f"{output} is the checkpoint itself; choose another output name.")
+    # Weights dominate a checkpoint and a model file alike.
+    check_writable(output.parent, needed_bytes=2 * checkpoint.stat().st_size)
+
+
+def _real_images(checkpoint: Checkpoint, options: ExportOptions) -> NDArray[np.uint8]:
+    preprocessing = checkpoint.description.preprocessing
+    if options.data is not None:
+        return read_images(options.data, preprocessing, limit=options.inputs // 2)
+    if checkpoint.sample_images is None:
+        return np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)
+    samples: NDArray[np.uint8] = checkpoint.sample_images.numpy()
+    return samples
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {"cbn-deploy": __version__}
+    for name in _TOOLS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            # onnxruntime-gpu provides the same module under another distribution name.
+            continue
+    return versions
+
+
+def _write(graph: ir.Model, output: Path) -> int:
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(ir.serde.serialize_model(graph).SerializeToString())
+        onnx.checker.check_model(temporary, full_check=True)
+        return temporary.stat().st_size

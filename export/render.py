@@ -1,0 +1,45 @@
+"""The result of an export as rich tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from export.parity_report import ParityReport
+    from export.pipeline import ExportResult
+
+__all__ = ["parity_table", "summary_table"]
+
+
+def summary_table(result: ExportResult) -> Table:
+    """What was written: file, size, the op's forms, the checkpoint it came from."""
+    table = Table(title=f"Exported {result.path.name}", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    description = result.description
+    table.add_row("file", f"{result.path}, {result.size / 1e6:.2f} MB, {result.nodes} nodes")
+    table.add_row(
+        "model", f"{description.architecture}, M = {description.components}, {len(description.class_names)} classes"
+    )
+    for op_type, count in sorted(result.forms.items()):
+        table.add_row(op_type, f"{count} nodes" + (", inlined" if result.inlined else ""))
+    table.add_row("checkpoint", f"sha256 {description.source_sha256}")
+    return table
+
+
+def parity_table(report: ParityReport) -> Table:
+    """One row a group of logits and one a node of the op; "of limit" above 100 % would have failed."""
+    table = Table(
+        title=f"Parity on {report.inputs} inputs ({report.real_images} real images) in {report.runtime}",
+        caption=f"top-1 agreement {report.top1_agreement:.2%} ({report.ties} ties)",
+    )
+    for heading in ("what", "against", "largest error", "of limit", "worst input"):
+        table.add_column(heading, justify="right" if heading in ("largest error", "of limit") else "left")
+    for row in report.logits:
+        what = f"logits, {row.group} ({row.inputs})"
+        table.add_row(what, row.reference, f"{row.max_error:.1e}", f"{row.of_limit:.1%}", row.worst_input)
+    for op in report.ops:
+        table.add_row(op.layer, "float64 formula", f"{op.max_error:.1e}", f"{op.of_limit:.1%}", op.worst_input)
+    return table
