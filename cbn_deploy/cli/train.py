@@ -33,6 +33,8 @@ Examples:
   cbn-train --list; cbn-train cifar10-lt --list
 """
 
+_DEVICES = ("auto", "cpu", "cuda")
+
 app = typer.Typer(add_completion=False)
 
 
@@ -63,6 +65,8 @@ def train(
     if list_ and recipe is None:
         console.print(_recipe_table())
         return
+    if device not in _DEVICES:
+        raise RecipeError(f"There is no device {device!r}; choose one of {', '.join(_DEVICES)}.")
     chosen = _chosen_recipe(recipe, settings or [])
     if list_:
         console.print(_settings_table(chosen))

@@ -210,7 +210,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="image-folder",
             data=DataConfig(source="image-folder", image_size=64),
             views=ViewConfig(crop="resized"),
-            schedule=ScheduleConfig(epochs=100, batch_size=64, warmup_epochs=2),
+            schedule=ScheduleConfig(epochs=100, batch_size=64),
         ),
     )
 }
@@ -264,22 +264,28 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
 def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """(key as typed, present value, what may be typed) of every setting that has an effect in this recipe."""
     short = {dotted: key for key, dotted in SHORT_KEYS.items()}
-    types = settings.leaf_types(Recipe)
+    allowed = {key: settings.describe_type(kind) for key, kind in settings.leaf_types(Recipe).items()}
+    allowed["model"] = "one of " + ", ".join(MODEL_NAMES)
     return [
-        (short.get(key, key), value, settings.describe_type(types[key]))
+        (short.get(key, key), value, allowed[key])
         for key, value in recipe.used_settings().items()
         if key not in _FIXED_KEYS
     ]
 
 
 def _reason_without_effect(recipe: Recipe, key: str) -> str | None:
-    split_only = ("loss.split_weight", "loss.consistency_weight")
-    if recipe.is_batch_norm and (key.startswith("norm.") or key in ("loss.paths", *split_only)):
-        return f"{recipe.model} is a batch-norm model"
-    if not recipe.dual_path and key in split_only:
-        return "only one path is trained"
-    if recipe.data.source == "image-folder":
-        return "an image folder is used as it is" if key == "data.rho" else None
-    if key in ("data.image_size", "data.resize_shorter", "data.cache_mb"):
-        return f"{recipe.data.source} images are 32 x 32 and lie in memory"
-    return None
+    """Why ``key`` changes nothing in this recipe; ``None`` if it does change something."""
+    split_weights = ("loss.split_weight", "loss.consistency_weight")
+    photographs = ("data.image_size", "data.resize_shorter", "data.cache_mb")
+    batch_norm, folder = recipe.is_batch_norm, recipe.data.source == "image-folder"
+    padded = recipe.views.crop == "padded"
+    reasons = (
+        (batch_norm and key.startswith("norm."), f"{recipe.model} is a batch-norm model"),
+        (batch_norm and key == "loss.paths", f"{recipe.model} is a batch-norm model"),
+        (not recipe.dual_path and key in split_weights, "only one path is trained"),
+        (folder and key == "data.rho", "an image folder is used as it is"),
+        (not folder and key in photographs, f"{recipe.data.source} images are 32 x 32 and lie in memory"),
+        (padded and key == "views.min_area", "it is for views.crop=resized"),
+        (not padded and key == "views.padding", "it is for views.crop=padded"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
