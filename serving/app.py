@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Security
@@ -27,7 +25,8 @@ __all__ = ["create_app"]
 def create_app(settings: ServingSettings | None = None) -> FastAPI:
     """Load the models and build the server; ``None`` takes every setting from the environment.
 
-    The models are loaded here, not on the first request: what cannot be served is an error before a port opens.
+    The models are loaded here, not on the first request: what cannot be served is an error before a port opens. Whoever
+    makes an application and lives on after it calls ``app.state.services.close()``.
 
     Raises:
         CbnError: a setting, key file or model that cannot work.
@@ -38,7 +37,6 @@ def create_app(settings: ServingSettings | None = None) -> FastAPI:
         summary="Classify images with models exported by cbn-export.",
         version=version("cbn-deploy"),
         redirect_slashes=False,
-        lifespan=_lifespan,
     )
     app.state.services = services
     guards = [Security(require_key)] if services.keys else []
@@ -67,9 +65,3 @@ def _build_services(settings: ServingSettings) -> Services:
         metrics=metrics,
         keys=keys,
     )
-
-
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    yield
-    app.state.services.close()

@@ -16,6 +16,7 @@ from cbn_deploy.cli import run_cli
 from cbn_deploy.errors import SettingsError
 from serving.app import create_app
 from serving.logs import configure_logging
+from serving.protocol import header_deadline_protocol
 from serving.settings import ServingSettings, load_settings
 
 __all__ = ["main"]
@@ -59,7 +60,9 @@ def serve(
     max_upload_bytes: Annotated[int | None, typer.Option(help="Bytes of a request's body. [16777216]")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixels of a decoded image. [40000000]")] = None,
     max_images: Annotated[int | None, typer.Option(help="Images in a request. [32]")] = None,
-    upload_timeout: Annotated[float | None, typer.Option(help="Seconds for a body to arrive, then 408. [10]")] = None,
+    upload_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for a head to arrive, and for a body, then 408. [10]")
+    ] = None,
     max_connections: Annotated[int | None, typer.Option(help="Open connections. [1000]")] = None,
     drain_timeout: Annotated[
         int | None, typer.Option(help="Seconds that SIGTERM leaves requests to finish. [30]")
@@ -72,8 +75,11 @@ def serve(
     # Every argument is a setting of the same name, and it is needed nowhere else.
     settings = load_settings(**{**locals(), "models": models or None})
     application = create_app(settings)
-    with _listen(settings) as listener:
-        _run(application, settings, listener)
+    try:
+        with _listen(settings) as listener:
+            _run(application, settings, listener)
+    finally:
+        application.state.services.close()
 
 
 def main() -> None:
@@ -97,7 +103,7 @@ def _listen(settings: ServingSettings) -> socket.socket:
 def _run(application: FastAPI, settings: ServingSettings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         application,
-        http="h11",  # the implementation that bounds the size of a header block
+        http=header_deadline_protocol(settings.upload_timeout),
         ws="none",
         log_config=None,
         access_log=False,

@@ -67,9 +67,7 @@ async def _answer(request: Request, error: Exception) -> JsonResponse:
         case HTTPException():
             return error_response(request.scope, error.status_code, headers=error.headers)
         case RequestValidationError():
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"][1:]) or "request"
-            return error_response(request.scope, 422, f"{name}: {first['msg']}.")
+            return error_response(request.scope, 422, _sentence(error))
         case ImageTooLargeError():
             return error_response(request.scope, 413, str(error))
         case UnsupportedImageError():
@@ -78,3 +76,11 @@ async def _answer(request: Request, error: Exception) -> JsonResponse:
             return error_response(request.scope, 422, str(error))
         case _:
             raise error  # not the client's doing
+
+
+def _sentence(error: RequestValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part)[:80] for part in first["loc"][1:]) or "request"
+    if first["type"] == "extra_forbidden":
+        return f"{name}: there is no such parameter; /docs lists those there are."
+    return f"{name}: {first['msg']}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,18 +29,11 @@ def slow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cbn_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real CBN ResNet-20, exported with its posteriors."""
-    torch = pytest.importorskip("torch")
-    from cbn_deploy.checkpoint import load_checkpoint, load_model
-    from cbn_deploy.norm import freeze
-    from export.to_onnx import to_onnx
+    pytest.importorskip("torch")
+    from export import ExportOptions, export_checkpoint
 
-    checkpoint = load_checkpoint(checkpoint_path)
-    model = to_onnx(freeze(load_model(checkpoint)).eval(), torch.zeros(1, 3, 32, 32), with_posterior=True)
-    for key, value in checkpoint.description.to_metadata().items():
-        model.metadata_props.add(key=key, value=value)
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
+    return export_checkpoint(checkpoint_path, path, ExportOptions(with_posterior=True, inputs=32)).path
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +58,8 @@ def start_server() -> Iterator[Callable[..., Server]]:
     """Start servers with arguments of the test's own; all are stopped afterwards."""
     running: list[Server] = []
 
-    def start(*arguments: object, environment: dict[str, str] | None = None) -> Server:
-        running.append(Server(*arguments, environment=environment))
+    def start(*arguments: object, **options: Any) -> Server:
+        running.append(Server(*arguments, **options))
         return running[-1]
 
     yield start

@@ -16,14 +16,14 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0  # loading and one trial run, on a busy machine
-COMMAND = [sys.executable, "-c", "from serving.cli import main; main()"]
+PROGRAM = "from serving.cli import main; main()"
 
 
 class Server:
     """A started server: ``url``, ``client`` and the log lines so far."""
 
-    def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
-        command = [*COMMAND, *map(str, arguments)]
+    def __init__(self, *arguments: object, environment: dict[str, str] | None = None, prelude: str = "pass") -> None:
+        command = [sys.executable, "-c", f"{prelude}\n{PROGRAM}", *map(str, arguments)]
         if "--port" not in command:
             command += ["--port", "0"]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CBN_")}

@@ -1,0 +1,77 @@
+"""``cbn-serve``: what it refuses to start with, and what it starts with."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.onnx_models import colour_model, write_colour_model
+from tests.serving.files import RED
+from tests.serving.server import PROGRAM, ROOT, Server
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CBN_")}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        cwd=ROOT,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_help_has_examples() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "cbn-serve model.onnx" in done.stdout
+    assert "CBN_MAX_QUEUE" in done.stdout
+
+
+def test_settings_that_cannot_work(colours_path: Path, tmp_path: Path) -> None:
+    assert_one_sentence(run(), "--models")
+    assert_one_sentence(run(colours_path, "--max-queue", 0), "--max-queue")
+    assert_one_sentence(run(colours_path, CBN_PORT="http"), "CBN_PORT")
+    assert_one_sentence(run(colours_path, "--api-key-file", tmp_path / "absent"), "cannot be read")
+
+
+def test_models_that_cannot_be_served(colours_path: Path, tmp_path: Path) -> None:
+    assert_one_sentence(run(tmp_path / "absent.onnx"), "does not exist")
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(colours_path.read_bytes()[:-100])
+    assert_one_sentence(run(colours_path, cut), "truncated")
+    broken = write_colour_model(tmp_path / "nan.onnx", colour_model(broken_weight=float("nan")))
+    assert_one_sentence(run(broken), "finite")
+
+
+def test_a_taken_port(colours_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_one_sentence(run(colours_path, "--port", port), f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_flags_beat_the_environment(start_server: Callable[..., Server], colours_path: Path, runtime: str) -> None:
+    environment = {"CBN_MODELS": f"tints={colours_path}", "CBN_RUNTIME": "torch", "CBN_THREADS": "1"}
+    server = start_server("--runtime", runtime, environment=environment)
+    (model,) = server.client.get("/v1/models").json()["models"]
+    assert (model["name"], model["runtime"], model["threads"]) == ("tints", runtime, 1)
+    answer = server.client.post("/v1/classify", files={"image": RED}).json()
+    assert answer["results"][0]["predictions"][0]["label"] == "red"
