@@ -1,0 +1,240 @@
+"""A checkpoint as candidates for the benchmark: the CBN network and its batch-norm twin, in every runtime.
+
+To add a runtime, add an entry to :data:`RUNTIMES`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from cbn_deploy.benchmark import Candidate, Progress
+from cbn_deploy.checkpoint import Checkpoint
+from cbn_deploy.errors import RuntimeUnavailableError
+from cbn_deploy.runtime.factory import RuntimeName, open_session
+from export.bench.compiler import compile_network, why_no_compiler
+from export.bench.networks import Network, bench_images, cbn_network, efficient_in_torch, paper_formula, twin_network
+from export.to_onnx import to_onnx
+
+__all__ = ["RUNTIMES", "Entry", "Runtime", "Suite", "prepare"]
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One network in one runtime: ready to run, or the reason why not.
+
+    Attributes:
+        name: "NETWORK/RUNTIME", such as "cbn/onnxruntime".
+        network: "cbn", or "bn" for the batch-norm twin.
+        runtime: a key of :data:`RUNTIMES`.
+        version: of the runtime's package, "" if it is absent.
+        kernel_path: which code computes the layer.
+        candidate: what the benchmark runs; ``None`` if skipped.
+        skipped: one sentence; ``None`` if there is a candidate.
+    """
+
+    name: str
+    network: str
+    runtime: str
+    version: str = ""
+    kernel_path: str = ""
+    candidate: Candidate | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Everything to benchmark.
+
+    Attributes:
+        entries: in table order.
+        images: float32 (n, 3, H, W), the input of comparison and timing.
+        images_origin: where they come from, for the report.
+    """
+
+    entries: Sequence[Entry]
+    images: NDArray[np.float32]
+    images_origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A way to run a network.
+
+    Attributes:
+        title: for tables and plots.
+        build: network -> (run, version, kernel path); raises RuntimeUnavailableError.
+        missing: why it cannot run here, found without heavy work; ``None`` if it probably can.
+        has_twin: whether it is also a way to run a batch-norm network.
+    """
+
+    title: str
+    build: Callable[[Network, _Workspace], tuple[Run, str, str]]
+    missing: Callable[[], str | None]
+    has_twin: bool = True
+
+
+@contextmanager
+def prepare(
+    checkpoint: Checkpoint, runtimes: Sequence[str], threads: int, progress: Progress | None = None
+) -> Iterator[Suite]:
+    """Build every candidate; sessions, temporary files and torch's thread count last as long as the context.
+
+    Args:
+        checkpoint: of a CBN model.
+        runtimes: keys of :data:`RUNTIMES`.
+        threads: the same for all runtimes.
+        progress: called with "preparing" and the fraction done.
+
+    Raises:
+        CheckpointError: a plain batch-norm model, or tensors that do not fit.
+    """
+    with _torch_threads(threads), ExitStack() as stack:
+        images, origin = bench_images(checkpoint)
+        networks = [cbn_network(checkpoint, images)]
+        if any(RUNTIMES[name].has_twin for name in runtimes):
+            networks.append(twin_network(checkpoint, images))
+        workspace = _Workspace(threads, Path(stack.enter_context(tempfile.TemporaryDirectory())), stack)
+        wanted = [
+            (network, name)
+            for name in runtimes
+            for network in networks
+            if network.label == "cbn" or RUNTIMES[name].has_twin
+        ]
+        entries = []
+        for done, (network, name) in enumerate(wanted):
+            if progress is not None:
+                progress("preparing", done / len(wanted))
+            entries.append(_entry(network, name, workspace))
+        yield Suite(entries=entries, images=images, images_origin=origin)
+
+
+def _entry(network: Network, runtime: str, workspace: _Workspace) -> Entry:
+    name = f"{network.label}/{runtime}"
+    missing = RUNTIMES[runtime].missing()
+    if missing is not None:
+        return Entry(name=name, network=network.label, runtime=runtime, skipped=missing)
+    try:
+        run, version, kernel_path = RUNTIMES[runtime].build(network, workspace)
+    except RuntimeUnavailableError as error:
+        return Entry(name=name, network=network.label, runtime=runtime, skipped=str(error))
+    return Entry(
+        name=name,
+        network=network.label,
+        runtime=runtime,
+        version=version,
+        kernel_path=kernel_path,
+        candidate=Candidate(name=name, run=run, expected=network.expected, limits=network.limits),
+    )
+
+
+class _Workspace:
+    """What builders share: thread count, exported files, and a place to register what must be closed."""
+
+    def __init__(self, threads: int, folder: Path, stack: ExitStack) -> None:
+        self.threads = threads
+        self.stack = stack
+        self._folder = folder
+
+    def onnx_file(self, network: Network) -> Path:
+        """The network as cbn-export writes it, exported once for all runtimes."""
+        path = self._folder / f"{network.label}.onnx"
+        if not path.exists():
+            size = network.description.preprocessing
+            proto = to_onnx(network.module, torch.zeros(1, 3, size.height, size.width))
+            onnx.helper.set_model_props(proto, network.description.to_metadata())
+            path.write_bytes(proto.SerializeToString())
+        return path
+
+
+def _eager_paper(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+    del workspace
+    return _torch_run(paper_formula(network.module)), torch.__version__, "paper's formula"
+
+
+def _eager(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+    del workspace
+    return _torch_run(network.module), torch.__version__, "eager"
+
+
+def _compile(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+    del workspace
+    return compile_network(efficient_in_torch(network.module)), torch.__version__, "compiled"
+
+
+def _session(runtime: RuntimeName) -> Callable[[Network, _Workspace], tuple[Run, str, str]]:
+    def build(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+        session = open_session(workspace.onnx_file(network), runtime, workspace.threads)
+        workspace.stack.enter_context(session)
+        info = session.describe()
+        return lambda images: session.run(images).logits, info.version, info.kernel_path
+
+    return build
+
+
+def _tensorrt(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+    del network, workspace
+    raise RuntimeUnavailableError(_why_no_tensorrt())
+
+
+def _why_no_tensorrt() -> str:
+    if not torch.cuda.is_available():
+        return "TensorRT needs an NVIDIA GPU, and none was found."
+    if importlib.util.find_spec("tensorrt") is None:
+        return "TensorRT is not installed; install it with: pip install 'cbn-deploy[gpu]'."
+    return "This version of cbn-deploy does not run TensorRT engines yet."
+
+
+def _needs(package: str, extra: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed; install it with: pip install 'cbn-deploy[{extra}]'."
+        return None
+
+    return missing
+
+
+def _nothing_missing() -> None:
+    return None
+
+
+def _torch_run(module: torch.nn.Module) -> Run:
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    "eager-paper": Runtime(
+        title="PyTorch, paper's formula", build=_eager_paper, missing=_nothing_missing, has_twin=False
+    ),
+    "eager": Runtime(title="PyTorch eager", build=_eager, missing=_nothing_missing),
+    "compile": Runtime(title="torch.compile", build=_compile, missing=why_no_compiler),
+    "onnxruntime": Runtime(title="ONNX Runtime", build=_session("onnxruntime"), missing=_needs("onnxruntime", "cpu")),
+    "openvino": Runtime(title="OpenVINO", build=_session("openvino"), missing=_needs("openvino", "openvino")),
+    "tensorrt": Runtime(title="TensorRT", build=_tensorrt, missing=_why_no_tensorrt, has_twin=False),
+}

@@ -1,0 +1,114 @@
+"""A benchmark's report as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cbn_deploy.benchmark import Ratio
+from cbn_deploy.machine import is_busy
+from export.bench.report import BenchReport, CandidateReport, Timing
+
+__all__ = ["render", "runtimes_table"]
+
+
+def render(report: BenchReport) -> Iterator[RenderableType]:
+    """What was measured on what, parity, one table of times a batch size, and how to read them."""
+    yield _header(report)
+    yield _parity_table(report)
+    for batch_size in report.parameters["batch_sizes"]:
+        yield _timing_table(report, batch_size)
+    yield Text(
+        "Percentiles are over all timed calls. x twin: how many times slower than bn/, the same network with plain "
+        "batch norm (random weights; time does not depend on them), in the same runtime. x paper: how many times "
+        "faster than eager PyTorch with the paper's formula. Both: median of the ratios within rounds, 10-90 % "
+        "interval in brackets.",
+        style="dim",
+    )
+    if is_busy(dict(report.machine)):
+        yield Text(
+            f"Other programs were running (load average {report.machine['load_average']:.1f} on "
+            f"{report.machine['available_cpus']} CPUs): trust the ratios more than the times, and the intervals most.",
+            style="yellow",
+        )
+
+
+def runtimes_table(rows: list[tuple[str, str, str | None]]) -> Table:
+    """For ``--list``: (name, title, why it cannot run here or ``None``)."""
+    table = _table("Runtimes")
+    for heading in ("name", "what it is", "here"):
+        table.add_column(heading, overflow="fold")
+    for name, title, missing in rows:
+        table.add_row(name, title, "[green]yes[/]" if missing is None else escape(missing))
+    return table
+
+
+def _header(report: BenchReport) -> Text:
+    model, machine, parameters = report.model, report.machine, report.parameters
+    size = " x ".join(map(str, model["input"]))
+    return Text(
+        f"{model['file']}: {model['architecture']}, M = {model['components']}, input {size}, "
+        f"{parameters['precision']}\n"
+        f"{machine['cpu']}, {machine['available_cpus']} CPUs; threads {parameters['threads']}, "
+        f"rounds {parameters['rounds']}; {machine['os']}, Python {machine['python']}",
+    )
+
+
+def _parity_table(report: BenchReport) -> Table:
+    table = _table(f"Parity with float64 on {report.parameters['images']}")
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("what computes it", overflow="fold")
+    table.add_column("largest error", justify="right", no_wrap=True)
+    table.add_column("of limit", justify="right", no_wrap=True)
+    table.add_column("result", overflow="fold")
+    for candidate in report.candidates:
+        error, share = "", ""
+        if candidate.parity is not None:
+            error, share = f"{candidate.parity.max_difference:.1e}", f"{candidate.parity.of_limit:.1%}"
+        table.add_row(candidate.name, f"{candidate.title} {candidate.version}", error, share, _result(candidate))
+    return table
+
+
+def _result(candidate: CandidateReport) -> Text:
+    if candidate.status == "measured":
+        return Text("agrees", style="green")
+    style = "red" if candidate.status == "failed" else "yellow"
+    return Text(f"{candidate.status}: {candidate.reason}", style=style)
+
+
+def _timing_table(report: BenchReport, batch_size: int) -> Table:
+    table = _table(f"Batch size {batch_size}: milliseconds a batch")
+    table.add_column("candidate", no_wrap=True)
+    for heading in ("p10", "p50", "p90", "p99", "IQR", "images/s", "x twin", "x paper"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for timing in report.timings:
+        if timing.batch_size == batch_size:
+            style = "" if report.candidate(timing.candidate).network == "cbn" else "dim"
+            table.add_row(*_timing_row(timing), style=style)
+    return table
+
+
+def _timing_row(timing: Timing) -> list[str]:
+    latency = timing.latency
+    milliseconds = [_three_digits(v) for v in (latency.p10, latency.median, latency.p90, latency.p99, latency.iqr)]
+    images_per_second = f"{latency.images_per_second:.0f}"
+    ratios = [_ratio(timing.times_twin), _ratio(timing.speedup_over_paper)]
+    return [timing.candidate, *milliseconds, images_per_second, *ratios]
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.median:.2f} ({ratio.p10:.1f}-{ratio.p90:.1f})"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
+
+
+def _table(title: str) -> Table:
+    """Narrow enough for the tables of times to fit 80 columns."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
