@@ -29,9 +29,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging() -> None:
-    """Send everything from level INFO, uvicorn's messages included, to stderr as JSON."""
+    """Send everything from level INFO, uvicorn's messages and Python's warnings included, to stderr as JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
+    logging.captureWarnings(True)

@@ -16,6 +16,9 @@ __all__ = ["ALLOWED_FORMATS", "ImageLimits", "decode_image", "normalize", "prepr
 
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
+# A line of a million pixels passes every limit of a header and becomes 256 million when its shorter edge is made 256.
+_MAX_RESIZED_PIXELS = 40_000_000
+
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -80,12 +83,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize (and centre-crop) an RGB image to the model's size: uint8 (height, width, 3)."""
+    """Resize (and centre-crop) an RGB image to the model's size: uint8 (height, width, 3).
+
+    Raises:
+        ImageTooLargeError: so elongated that resizing its shorter edge would make the other one huge.
+    """
     target = (preprocessing.width, preprocessing.height)
     resample = _FILTERS[preprocessing.interpolation]
     if preprocessing.resize_shorter is not None:
         scale = preprocessing.resize_shorter / min(image.size)
         size = (max(round(image.width * scale), target[0]), max(round(image.height * scale), target[1]))
+        if size[0] * size[1] > _MAX_RESIZED_PIXELS:
+            raise ImageTooLargeError(
+                f"The image has {image.width} x {image.height} pixels, too elongated to be resized; crop it first."
+            )
         if size != image.size:
             image = image.resize(size, resample)
         left, top = (image.width - target[0]) // 2, (image.height - target[1]) // 2
