@@ -27,6 +27,15 @@ TOLERANCES: dict[str, Tolerance] = {
     ),
     "loss": Tolerance(1e-6, 1e-6, "the class prior is kept in float32, the rest is float64"),
     "calibration error": Tolerance(1e-5, 1e-6, "torchmetrics adds its bins in float32"),
+    "op float32": Tolerance(
+        32 * 2.0**-24,
+        1e-30,
+        "times the condition number of tests/reference/op_float64.py: logits err by k u times the sum of their terms' "
+        "magnitudes, the posterior by what its softmax makes of that, Y by the posterior's error and its own rounding; "
+        "k = 32 leaves room for sums of 70 channels and tables rounded a few times",
+    ),
+    "op float16": Tolerance(2.0**-11, 6e-8, "one rounding of the result to float16 on top of 'op float32'"),
+    "op bfloat16": Tolerance(2.0**-8, 1e-30, "one rounding of the result to bfloat16 on top of 'op float32'"),
 }
 
 
