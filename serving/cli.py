@@ -47,25 +47,27 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="MODEL.onnx ...", help="Model files; NAME=PATH serves one under a name of its own."),
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="auto, onnxruntime, openvino or torch. [auto]")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [8000]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that share one inference. [all CPUs]")] = None,
-    decode_threads: Annotated[int | None, typer.Option(help="Threads that decode images. [all CPUs]")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Inferences that run at once. [1]")] = None,
+    runtime: Annotated[str | None, typer.Option(help="auto, onnxruntime, openvino or torch. Default: auto.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. Default: 8000.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that share one inference. Default: all CPUs.")] = None,
+    decode_threads: Annotated[int | None, typer.Option(help="Threads that decode images. Default: all CPUs.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Inferences that run at once. Default: 1.")] = None,
     max_queue: Annotated[
-        int | None, typer.Option(help="Requests in progress or waiting; the next one gets 503. [64]")
+        int | None, typer.Option(help="Requests in progress or waiting; the next one gets 503. Default: 64.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for decoding and inference, then 504. [30]")] = None,
-    max_upload_bytes: Annotated[int | None, typer.Option(help="Bytes of a request's body. [16777216]")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Pixels of a decoded image. [40000000]")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Images in a request. [32]")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for decoding and inference, then 504. Default: 30.")
+    ] = None,
+    max_upload_bytes: Annotated[int | None, typer.Option(help="Bytes of a request's body. Default: 16777216.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixels of a decoded image. Default: 40000000.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Images in a request. Default: 32.")] = None,
     upload_timeout: Annotated[
-        float | None, typer.Option(help="Seconds for a head to arrive, and for a body, then 408. [10]")
+        float | None, typer.Option(help="Seconds for a head to arrive, and for a body, then 408. Default: 10.")
     ] = None,
-    max_connections: Annotated[int | None, typer.Option(help="Open connections. [1000]")] = None,
+    max_connections: Annotated[int | None, typer.Option(help="Open connections. Default: 1000.")] = None,
     drain_timeout: Annotated[
-        int | None, typer.Option(help="Seconds that SIGTERM leaves requests to finish. [30]")
+        int | None, typer.Option(help="Seconds that SIGTERM leaves requests to finish. Default: 30.")
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File of API keys, one a line; without it the server is open.")

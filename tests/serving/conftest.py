@@ -11,7 +11,7 @@ import pytest
 from tests.onnx_models import colour_model, write_colour_model
 from tests.serving.server import Server
 
-SPIN = 700  # about a second a run on the development machine's CPU
+SPIN = 1000  # about a second a run
 
 
 @pytest.fixture(scope="session")

@@ -36,13 +36,13 @@ def test_a_full_server_says_when_to_come_back(start_server: Callable[..., Server
         wait_until_in_flight(server, 2)
         started = time.monotonic()
         refused = server.client.post("/v1/classify", files={"image": RED})
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 1.0
         assert_problem(refused, 503)
         assert int(refused.headers["retry-after"]) >= 1
         # The event loop is free although both the model and the queue are not.
         started = time.monotonic()
         assert server.client.get("/healthz").status_code == 200
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 1.0
         answers = [future.result() for future in admitted]
     assert [answer.status_code for answer in answers] == [200, 200]
     timings = sorted((answer.json()["timing"] for answer in answers), key=lambda timing: timing["queue_ms"])
