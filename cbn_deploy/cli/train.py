@@ -113,7 +113,7 @@ def _train(
         with progress:
             result = train_recipe(recipe, data, out, resume=resume, progress=progress, workers=workers, device=device)
     except KeyboardInterrupt:
-        command = _resume_command(recipe.name, data, out, settings)
+        command = _resume_command(recipe.name, data, out, settings, workers)
         Console(stderr=True, soft_wrap=True).print(
             _interruption(progress.completed_epochs, progress.epochs, command), markup=False, highlight=False
         )
@@ -121,12 +121,13 @@ def _train(
     _print_result(result, console)
 
 
-def _resume_command(recipe: str, data: Path | None, out: Path, settings: list[str]) -> str:
+def _resume_command(recipe: str, data: Path | None, out: Path, settings: list[str], workers: int) -> str:
     words = ["cbn-train", recipe]
     words += [] if data is None else ["--data", str(data)]
     words += ["--out", str(out)]
     for setting in settings:
         words += ["--set", setting]
+    words += ["--workers", str(workers)] if workers else []
     return shlex.join([*words, "--resume"])
 
 

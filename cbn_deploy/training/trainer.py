@@ -19,6 +19,7 @@ from cbn_deploy.training.artifacts import EVALUATION_BATCH, build_checkpoint, bu
 from cbn_deploy.training.averages import EpochAverages
 from cbn_deploy.training.evaluation import Evaluation, evaluate_predictions
 from cbn_deploy.training.folder import RunFolder, check_same_run
+from cbn_deploy.training.interrupts import deferred_interrupt
 from cbn_deploy.training.losses import log_class_prior
 from cbn_deploy.training.metrics_log import EpochMetrics, append_metrics, keep_epochs
 from cbn_deploy.training.optimizer import make_optimizer
@@ -131,11 +132,12 @@ class _Run:
         keep_epochs(self.folder.metrics, self.completed_epochs)
         for epoch in range(self.completed_epochs, epochs):
             metrics = self.train_epoch(epoch)
-            append_metrics(self.folder.metrics, metrics)
-            self.completed_epochs = epoch + 1
-            self.seconds += metrics.seconds
-            self.save()
-            self.progress.epoch_done(metrics)
+            with deferred_interrupt():
+                append_metrics(self.folder.metrics, metrics)
+                self.completed_epochs = epoch + 1
+                self.seconds += metrics.seconds
+                self.save()
+                self.progress.epoch_done(metrics)
 
     def train_epoch(self, epoch: int) -> EpochMetrics:
         """One pass over the training set (``epoch`` is 0-based) and, where due, over the test set."""

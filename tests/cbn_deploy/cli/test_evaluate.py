@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from cbn_deploy.cli import evaluate as command
+
+
+@pytest.fixture
+def cbn_eval(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cbn-eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            command.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_the_checkpoint_scores_as_its_own_report_says(cbn_eval, finished_run, photos, tmp_path):
+    code, out, err = cbn_eval(finished_run / "model.pt", "--data", photos, "--json", tmp_path / "scores.json")
+    assert (code, err) == (0, "")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    report = json.loads((finished_run / "report.json").read_text())["evaluation"]
+    assert list(scores)[:6] == ["top1", "many", "medium", "few", "per_class", "ece"]
+    assert scores["top1"] == report["top1"]
+    assert scores["per_class"] == report["per_class"]
+    assert scores["many"] is None
+    assert scores["ece"] == pytest.approx(report["ece"], abs=1e-4)  # frozen layers round differently
+    assert f"{scores['top1']:.1%}" in out
+    assert "eight" in out
+
+
+def test_the_batch_size_does_not_matter(cbn_eval, finished_run, photos, tmp_path):
+    for size in (1, 7):
+        assert (
+            cbn_eval(finished_run / "model.pt", "--data", photos, "--batch-size", size, "--json", tmp_path / f"{size}")[
+                0
+            ]
+            == 0
+        )
+    one, seven = (json.loads((tmp_path / name).read_text()) for name in ("1", "7"))
+    assert one.pop("ece") == pytest.approx(seven.pop("ece"), abs=1e-4)
+    assert one == seven
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{model}", "--data", "/no/folder"], "does not exist"),
+        (["{model}", "--data", "digits"], "are not those of digits-lt"),
+        (["{model}", "--data", "{photos}", "--runtime", "abacus"], "no runtime 'abacus'"),
+        (["{model}", "--data", "{photos}", "--recipe", "image"], "no recipe 'image'"),
+        (["{model}", "--data", "{photos}", "--set", "data.seed=1"], "--recipe"),
+        (["{photos}/model.pt", "--data", "digits"], "does not exist"),
+        (["{photos}/model.onnx", "--data", "digits"], "does not exist"),
+        (["{photos}/train/zero/0.png", "--data", "digits"], "neither"),
+        (["{model}", "--data", "{photos}", "--json", "/proc/no/scores.json"], "Cannot write"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(cbn_eval, finished_run, photos, arguments, message):
+    code, _, err = cbn_eval(*(word.format(model=finished_run / "model.pt", photos=photos) for word in arguments))
+    assert code == 2
+    assert message in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from cbn_deploy.checkpoint import load_checkpoint
+from cbn_deploy.cli import train as command
+from cbn_deploy.training.metrics_log import read_metrics
+from cbn_deploy.training.state import load_state
+from tests.tiny_runs import EPOCHS, SETTINGS, one_thread
+
+SET = [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+@pytest.fixture
+def cbn_train(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cbn-train", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            command.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_whole_run_and_its_lines(cbn_train, photos, finished_run, tmp_path):
+    with one_thread():
+        code, out, err = cbn_train("image-folder", "--data", photos, "--out", tmp_path, *SET)
+    assert (code, err) == (0, "")
+    assert "image-folder: resnet20, 4 Gaussians a layer, dual path" in out
+    epochs = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in epochs] == [f"{epoch}/{EPOCHS}" for epoch in range(1, EPOCHS + 1)]
+    for word in ("loss", "training accuracy", "test", "images/s", "left"):
+        assert word in epochs[0]
+    assert "left" not in epochs[-1]
+    assert "top-1" in out
+    ours, theirs = (load_checkpoint(folder / "model.pt").state_dict for folder in (tmp_path, finished_run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_second_run_into_the_folder_is_refused(cbn_train, photos, finished_run):
+    code, _, err = cbn_train("image-folder", "--data", photos, "--out", finished_run, *SET)
+    assert code == 2
+    assert "already holds a run" in err
+
+
+def test_resuming_something_else_is_refused(cbn_train, photos, finished_run):
+    code, _, err = cbn_train("image-folder", "--data", photos, "--out", finished_run, *SET, "--set", "lr=1", "--resume")
+    assert code == 2
+    assert "optimizer.lr=0.02 (now 1.0)" in err
+
+
+def test_list_names_recipes_and_settings(cbn_train):
+    code, out, _ = cbn_train("--list")
+    assert code == 0
+    assert all(name in out for name in ("digits-lt", "cifar10-lt", "cifar100-lt", "image-folder"))
+    code, out, _ = cbn_train("cifar10-lt", "--list", "--set", "lr=0.3")
+    assert code == 0
+    assert all(key in out for key in ("components", "norm.density_scale", "0.3"))
+
+
+def test_check_of_sound_data(cbn_train, tmp_path):
+    code, out, _ = cbn_train("digits-lt", "--check", "--out", tmp_path / "out")
+    assert code == 0
+    assert "No problems found" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_of_data_with_a_problem(cbn_train, photos, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).symlink_to(photos / split)
+    broken = tmp_path / "train" / "zero" / "broken.png"
+    broken.write_bytes(b"not a png")
+    try:
+        code, out, err = cbn_train("image-folder", "--check", "--data", tmp_path)
+    finally:
+        broken.unlink()
+    assert code == 2
+    assert "broken.png" in out
+    assert "problem" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Say which recipe"),
+        (["digit-lt"], "did you mean 'digits-lt'"),
+        (["digits-lt", "--set", "lrr=1"], "did you mean 'lr'"),
+        (["digits-lt", "--set", "epochs=many"], "epochs must be a whole number"),
+        (["digits-lt", "--set", "rho=5000"], "without training images"),
+        (["digits-lt", "--device", "tpu"], "no device 'tpu'"),
+        (["digits-lt", "--resume", "--out", "nowhere"], "no run to resume"),
+        (["digits-lt", "--out", "/proc/no/folder"], "Cannot write"),
+        (["cifar10-lt"], "--data"),
+        (["cifar10-lt", "--data", "/no/folder"], "/no/folder"),
+        (["image-folder", "--data", "/no/folder"], "/no/folder"),
+        (["image-folder", "--check"], "--data"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(cbn_train, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cbn_train(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(photos, tmp_path, workers):
+    arguments = ["image-folder", "--data", str(photos), "--out", str(tmp_path), "--workers", workers, *SET]
+    arguments += ["--set", "epochs=40", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from cbn_deploy.cli.train import main; main()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as in a terminal, the workers get the signal too
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not read_metrics(tmp_path / "metrics.jsonl"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert load_state(tmp_path / "last.pt").epoch >= 1
+    sentence = err.strip().splitlines()[-1]
+    assert f"of 40 epochs are saved. Go on with: cbn-train image-folder --data {photos} --out {tmp_path}" in sentence
+    assert sentence.endswith("--set epochs=40 --workers 1 --resume" if workers == "1" else "--set epochs=40 --resume")
+    assert "Traceback" not in err

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from cbn_deploy.errors import CheckpointError, DataError, OutputError, RecipeError
+from cbn_deploy.training import RECIPES, apply_settings
+from cbn_deploy.training.folder import RunFolder, check_same_run
+from cbn_deploy.training.metrics_log import EpochMetrics, append_metrics, keep_epochs, read_metrics
+from cbn_deploy.training.state import capture_state, load_state, restore_state, save_state
+
+RECIPE = RECIPES["digits-lt"]
+
+
+def make_run():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def take_step(model, optimizer):
+    optimizer.zero_grad()
+    model(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+
+
+def make_state(model, optimizer, epoch=1):
+    return capture_state(
+        model,
+        optimizer,
+        epoch=epoch,
+        recipe=RECIPE.to_dict(),
+        class_names=("a", "b"),
+        class_counts=(9, 2),
+        seconds=1.5,
+    )
+
+
+def metrics(epoch):
+    return EpochMetrics(
+        epoch=epoch,
+        loss=1.0 / epoch,
+        classification_loss=0.5,
+        split_loss=None,
+        consistency_loss=None,
+        train_accuracy=0.25,
+        learning_rate=0.1,
+        images_per_second=10.0,
+        seconds=2.0,
+    )
+
+
+def test_a_restored_run_goes_on_exactly_as_the_saved_one(tmp_path):
+    model, optimizer = make_run()
+    take_step(model, optimizer)
+    save_state(tmp_path / "last.pt", make_state(model, optimizer))
+    take_step(model, optimizer)
+
+    other_model, other_optimizer = make_run()
+    state = load_state(tmp_path / "last.pt")
+    restore_state(state, other_model, other_optimizer)
+    take_step(other_model, other_optimizer)
+
+    assert (state.epoch, state.seconds, state.recipe) == (1, 1.5, RECIPE.to_dict())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other_model.state_dict()[name]), name
+
+
+def test_a_truncated_state_is_one_sentence(tmp_path):
+    path = tmp_path / "last.pt"
+    save_state(path, make_state(*make_run()))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="cannot be read as a training state"):
+        load_state(path)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    path, marker = tmp_path / "last.pt", tmp_path / "ran"
+
+    class Attack:
+        def __reduce__(self):
+            return Path.touch, (marker,)
+
+    path.write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(CheckpointError):
+        load_state(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [{"format_version": 99}, {"format_version": 1, "epoch": 3}, [1, 2]])
+def test_a_foreign_file_is_not_a_state(tmp_path, content):
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="not a training state"):
+        load_state(tmp_path / "last.pt")
+
+
+def test_metrics_survive_a_cut_line_and_drop_later_epochs(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    for epoch in (1, 2, 3):
+        append_metrics(path, metrics(epoch))
+    with path.open("a") as file:
+        file.write('{"epoch": 4, "lo')
+    assert [m.epoch for m in read_metrics(path)] == [1, 2, 3]
+    assert keep_epochs(path, 2) == [metrics(1), metrics(2)]
+    append_metrics(path, metrics(3))
+    assert read_metrics(path) == [metrics(1), metrics(2), metrics(3)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
+def test_a_full_disk_is_one_sentence():
+    with pytest.raises(OutputError, match="No space left"):
+        append_metrics(Path("/dev/full"), metrics(1))
+
+
+def test_a_folder_with_a_run_is_not_vacant(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.check_vacant()
+    folder.path.mkdir()
+    folder.metrics.touch()
+    folder.check_vacant()  # nothing was trained there yet
+    append_metrics(folder.metrics, metrics(1))
+    with pytest.raises(OutputError, match="already holds a run; add --resume"):
+        folder.check_vacant()
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        RunFolder(tmp_path / "file").check_vacant()
+
+
+def test_nothing_to_resume_is_one_sentence(tmp_path):
+    with pytest.raises(OutputError, match="no run to resume"):
+        RunFolder(tmp_path).load_state()
+
+
+def test_another_recipe_cannot_be_resumed():
+    state = make_state(*make_run())
+    check_same_run(state, RECIPE, ("a", "b"), (9, 2))
+    with pytest.raises(RecipeError) as caught:
+        check_same_run(state, apply_settings(RECIPE, ["lr=0.3", "model=resnet32"]), ("a", "b"), (9, 2))
+    assert "optimizer.lr=0.05 (now 0.3)" in str(caught.value)
+    assert "model=resnet20 (now resnet32)" in str(caught.value)
+
+
+@pytest.mark.parametrize(("names", "counts"), [(("a", "c"), (9, 2)), (("a", "b"), (9, 3))])
+def test_other_data_cannot_be_resumed(names, counts):
+    with pytest.raises(DataError, match="not those that the run was started with"):
+        check_same_run(make_state(*make_run()), RECIPE, names, counts)
