@@ -61,8 +61,10 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels; at most {limits.max_pixels} in all are accepted."
         )
-    if getattr(image, "n_frames", 1) > 1:
-        raise ImageTooLargeError(f"The image has {image.n_frames} frames; send a still image.")
+    frames = getattr(image, "n_frames", 1)
+    # Phones write JPEGs with a preview or depth map behind the photo (MPO); the first frame is the photo.
+    if frames > 1 and image.format != "MPO":
+        raise ImageTooLargeError(f"The image has {frames} frames; send a still image.")
     try:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))

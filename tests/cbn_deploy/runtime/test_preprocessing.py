@@ -54,6 +54,11 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     assert_allclose(np.asarray(image)[..., 0].reshape(-1), np.arange(256), atol=1)
 
 
+def test_the_photo_of_a_multi_picture_jpeg() -> None:
+    content = encoded(gradient(), "MPO", save_all=True, append_images=[gradient().rotate(180)])
+    assert np.abs(np.asarray(decode_image(content), float) - np.asarray(gradient(), float)).mean() < 4
+
+
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
