@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 EXTRAS = {"demo": "train,export,serve,openvino", "test": "dev"}
-# TensorRT-RTX builds engines without a GPU, which the tests do. --no-deps: it asks for a CUDA runtime it can do without.
+# TensorRT-RTX builds engines without a GPU, as the tests do. --no-deps: it asks for a CUDA runtime that building does
+# without.
 TENSORRT_RTX = ("tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116")
 
 

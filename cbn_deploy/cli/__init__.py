@@ -13,7 +13,7 @@ __all__ = ["run_cli"]
 
 
 def run_cli(app: typer.Typer) -> None:
-    """Run a Typer application; a :class:`CbnError` becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a Typer application: a :class:`CbnError` is one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         app()
     except CbnError as error:
