@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnx.parser
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from tests.export.op_cases import random_case, run_onnxruntime
@@ -19,7 +19,7 @@ def graph(body: str, outputs: str = "float[batch, 3, 4, 4] out", inputs: str = "
     ``body`` may use ``{a}`` and ``{b}`` for the tables of the layers ``block.a`` and ``block.b``.
     """
     tables = {
-        layer: ", ".join(f"block.{layer}.{name}" for name in ("tau", "mean", "var", "scale", "bias")) for layer in "ab"
+        layer: ", ".join(f"block_{layer}_{name}" for name in ("tau", "mean", "var", "scale", "bias")) for layer in "ab"
     }
     text = (
         '<ir_version: 9, opset_import: ["" : 18, "cbn" : 1]>\n'
@@ -28,6 +28,9 @@ def graph(body: str, outputs: str = "float[batch, 3, 4, 4] out", inputs: str = "
         + "\n}"
     )
     proto = onnx.parser.parse_model(text)
+    # The text format's names have no dots, a network's layers do.
+    for node in proto.graph.node:
+        node.input[:] = [".".join(name.split("_")) if name.startswith("block_") else name for name in node.input]
     for seed, layer in enumerate("ab"):
         case = random_case(seed, 1, CHANNELS, COMPONENTS, (1,), 0.0, alike=False)
         for name, table in case.tables.items():

@@ -36,6 +36,12 @@ TOLERANCES: dict[str, Tolerance] = {
     ),
     "op float16": Tolerance(2.0**-11, 6e-8, "one rounding of the result to float16 on top of 'op float32'"),
     "op bfloat16": Tolerance(2.0**-8, 1e-30, "one rounding of the result to bfloat16 on top of 'op float32'"),
+    "exported logits": Tolerance(
+        0.0, 1e-4, "the exporter's own promise (export/limits.py), relative to the largest |logit| of an image above 1"
+    ),
+    "exported posterior": Tolerance(
+        0.0, 1e-3, "two float32 runtimes; rounding of every layer before it moves a posterior near a decision boundary"
+    ),
 }
 
 

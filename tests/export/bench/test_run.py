@@ -1,0 +1,224 @@
+"""A whole benchmark of a real checkpoint, and what happens when a runtime is wrong or missing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from rich.console import Console
+
+from cbn_deploy.checkpoint import file_sha256
+from cbn_deploy.errors import CheckpointError, ParityError, RuntimeUnavailableError
+from export.bench.candidates import RUNTIMES, Runtime
+from export.bench.plot import draw, save_plot
+from export.bench.report import BenchReport, to_json
+from export.bench.run import BenchOptions, bench_checkpoint
+from export.bench.table import render
+from export.to_onnx import to_onnx
+
+QUICK = BenchOptions(
+    runtimes=("eager-paper", "eager", "onnxruntime", "openvino", "tensorrt"), batch_sizes=(1, 3), threads=1, rounds=3
+)
+
+
+def text_of(report: BenchReport, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=None)
+    with console.capture() as capture:
+        for part in render(report):
+            console.print(part)
+    return capture.get()
+
+
+@pytest.fixture(scope="module")
+def stages() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def onnx_domains() -> list[set[str]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint_path, stages, onnx_domains) -> BenchReport:
+    def spy(*arguments) -> onnx.ModelProto:
+        proto = to_onnx(*arguments)
+        onnx_domains.append({node.domain for node in proto.graph.node} | {f.domain for f in proto.functions})
+        return proto
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.bench.candidates.to_onnx", spy)
+        report = bench_checkpoint(checkpoint_path, QUICK, progress=lambda stage, _fraction: stages.append(stage))
+    assert torch.get_num_threads() == threads
+    return report
+
+
+def sabotage(monkeypatch, name: str, build) -> None:
+    monkeypatch.setitem(RUNTIMES, name, Runtime(title=name, build=build, missing=lambda: None, networks=("cbn",)))
+
+
+def shifted(network, _workspace):
+    return lambda images: network.module(torch.from_numpy(images)).numpy() + 0.5, "1", "eager"
+
+
+def test_every_candidate_agrees_and_is_measured_but_tensorrt(report):
+    status = {candidate.name: candidate.status for candidate in report.candidates}
+    expected = {
+        f"{network}/{name}": "measured" for name in ("eager", "onnxruntime", "openvino") for network in ("cbn", "bn")
+    }
+    expected["cbn/eager-paper"] = "measured"
+    expected["cbn/tensorrt"] = "skipped"
+    assert status == expected
+    for candidate in report.candidates:
+        if candidate.status == "measured":
+            assert candidate.reason is None
+            assert candidate.parity is not None
+            assert candidate.parity.of_limit <= 1
+            assert candidate.parity.images == 64
+        else:
+            assert candidate.reason is not None
+            assert candidate.reason.endswith(".")
+
+
+def test_every_measured_candidate_has_a_row_for_each_batch_size(report):
+    rows = [(timing.batch_size, timing.candidate) for timing in report.timings]
+    measured = [candidate.name for candidate in report.candidates if candidate.status == "measured"]
+    assert rows == [(batch_size, name) for batch_size in (1, 3) for name in measured]
+    for timing in report.timings:
+        assert len(timing.calls_ns) == 3
+        assert timing.latency.median > 0
+        assert (timing.times_twin is None) == (
+            timing.candidate.startswith("bn/") or timing.candidate == "cbn/eager-paper"
+        )
+        assert (timing.speedup_over_paper is None) == (
+            timing.candidate.startswith("bn/") or timing.candidate == "cbn/eager-paper"
+        )
+
+
+def test_ratios_belong_to_the_right_pairs(report):
+    for batch_size in (1, 3):
+        medians = {
+            timing.candidate: np.median(timing.calls_ns, axis=1)
+            for timing in report.timings
+            if timing.batch_size == batch_size
+        }
+        for timing in report.timings:
+            if timing.batch_size == batch_size and timing.times_twin is not None:
+                own = medians[timing.candidate]
+                twin = np.median(own / medians[timing.candidate.replace("cbn/", "bn/")])
+                paper = np.median(medians["cbn/eager-paper"] / own)
+                assert timing.times_twin.median == pytest.approx(twin)
+                assert timing.speedup_over_paper is not None
+                assert timing.speedup_over_paper.median == pytest.approx(paper)
+
+
+def test_progress_names_the_stages_in_order(report, stages):
+    assert list(dict.fromkeys(stages)) == ["preparing", "parity", "timing"]
+
+
+def test_the_json_says_what_was_measured_on_what(report, checkpoint_path):
+    plain = json.loads(to_json(report))
+    assert (plain["format"], plain["version"]) == ("cbn-bench", 1)
+    assert plain["model"]["sha256"] == file_sha256(checkpoint_path)
+    assert plain["model"]["architecture"] == "resnet20"
+    assert plain["machine"]["packages"]["torch"] == torch.__version__
+    assert plain["machine"]["cpu"]
+    assert plain["parameters"]["threads"] == 1
+    assert plain["parameters"]["batch_sizes"] == [1, 3]
+    assert len(plain["timings"]) == len(report.timings)
+    first = plain["timings"][0]
+    assert first["latency"]["median"] == pytest.approx(np.median(np.concatenate(first["calls_ns"])) / 1e6)
+
+
+def test_the_table_fits_eighty_columns_with_every_number_whole(report):
+    text = text_of(report)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for timing in report.timings:
+        assert timing.candidate in text
+    assert "skipped" in text
+
+
+def test_the_plot_has_a_panel_a_batch_size_and_a_bar_a_candidate(report, tmp_path):
+    figure = draw(report)
+    assert [panel.get_title() for panel in figure.axes] == ["batch size 1", "batch size 3"]
+    for panel, batch_size in zip(figure.axes, (1, 3), strict=True):
+        widths = sorted(bar.get_width() for bar in panel.patches)
+        medians = sorted(t.latency.median for t in report.timings if t.batch_size == batch_size)
+        np.testing.assert_allclose(widths, medians)
+    save_plot(report, tmp_path / "plot.png", "png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_runtime_that_disagrees_is_reported_and_not_timed(checkpoint_path, monkeypatch):
+    sabotage(monkeypatch, "wrong", shifted)
+    options = BenchOptions(runtimes=("eager", "wrong"), batch_sizes=(2,), threads=1, rounds=2)
+    report = bench_checkpoint(checkpoint_path, options)
+    wrong = report.candidate("cbn/wrong")
+    assert wrong.status == "failed"
+    assert wrong.reason is not None
+    assert "logits off by up to 0.5" in wrong.reason
+    assert {timing.candidate for timing in report.timings} == {"cbn/eager", "bn/eager"}
+    assert "failed" in text_of(report)
+    json.loads(to_json(report))
+
+
+def test_a_runtime_that_crashes_is_reported_and_its_json_has_null_for_nan(checkpoint_path, monkeypatch):
+    def crash(_network, _workspace):
+        def run(_images):
+            raise MemoryError("too large")
+
+        return run, "1", "eager"
+
+    sabotage(monkeypatch, "crash", crash)
+    options = BenchOptions(runtimes=("eager", "crash"), batch_sizes=(2,), threads=1, rounds=2)
+    report = bench_checkpoint(checkpoint_path, options)
+    assert report.candidate("cbn/crash").reason == "stopped at batch size 2 (MemoryError: too large)"
+    crashed = next(c for c in json.loads(to_json(report))["candidates"] if c["name"] == "cbn/crash")
+    assert crashed["parity"]["max_difference"] is None
+
+
+def test_nothing_that_agrees_is_an_error(checkpoint_path, monkeypatch):
+    sabotage(monkeypatch, "wrong", shifted)
+    with pytest.raises(ParityError, match=r"nothing was timed \(cbn/wrong: logits off"):
+        bench_checkpoint(checkpoint_path, BenchOptions(runtimes=("wrong",), batch_sizes=(2,), threads=1, rounds=2))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU changes the reason")
+def test_nothing_that_can_run_is_an_error_with_the_reason(checkpoint_path):
+    with pytest.raises(RuntimeUnavailableError, match="TensorRT needs an NVIDIA GPU"):
+        bench_checkpoint(checkpoint_path, BenchOptions(runtimes=("tensorrt",)))
+
+
+def test_a_package_that_is_missing_skips_its_runtime(checkpoint_path, monkeypatch):
+    import export.bench.candidates as module
+
+    monkeypatch.setattr(
+        module.importlib.util,
+        "find_spec",
+        lambda name, found=module.importlib.util.find_spec: None if name == "openvino" else found(name),
+    )
+    options = BenchOptions(runtimes=("eager", "openvino"), batch_sizes=(1,), threads=1, rounds=1)
+    report = bench_checkpoint(checkpoint_path, options)
+    assert report.candidate("bn/openvino").reason == (
+        "openvino is not installed; install it with: pip install 'cbn-deploy[openvino]'."
+    )
+
+
+def test_a_batch_norm_checkpoint_is_refused(tmp_path):
+    from tests.checkpoints import make_checkpoint
+
+    path = tmp_path / "bn.pt"
+    with torch.random.fork_rng():
+        make_checkpoint(path, name="resnet20-bn", steps=1)
+    with pytest.raises(CheckpointError, match="plain batch-norm model"):
+        bench_checkpoint(path)
+
+
+def test_the_measured_onnx_files_are_what_they_claim(report, onnx_domains):
+    """Exported once for both runtimes; the CBN file holds our op, the twin's none: a plain batch-norm network."""
+    assert onnx_domains == [{"", "cbn"}, {""}]
