@@ -55,3 +55,11 @@ def test_the_project_speaks_of_itself_alone() -> None:
         if path.suffix in {".py", ".md", ".toml", ".yml", ".json", ".html", ".txt", ""} and path.is_file():
             text = path.read_text(encoding="utf-8", errors="ignore")
             assert not any(needle in text for needle in needles), name
+
+
+def test_the_module_map_is_current() -> None:
+    code = "import module_map as m, sys; sys.exit(m.PAGE.read_text() != m.page_with_map())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"run: python scripts/module_map.py --write\n{done.stderr}"
