@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,15 @@ from cbn_deploy.checkpoint import Checkpoint
 from cbn_deploy.errors import RuntimeUnavailableError
 from cbn_deploy.runtime.factory import RuntimeName, open_session
 from export.bench.compiler import compile_network, why_no_compiler
-from export.bench.networks import Network, bench_images, cbn_network, efficient_in_torch, paper_formula, twin_network
+from export.bench.networks import (
+    Network,
+    NetworkLabel,
+    bench_images,
+    cbn_network,
+    efficient_in_torch,
+    paper_formula,
+    twin_network,
+)
 from export.to_onnx import to_onnx
 
 __all__ = ["RUNTIMES", "Entry", "Runtime", "Suite", "prepare"]
@@ -45,7 +53,7 @@ class Entry:
     """
 
     name: str
-    network: str
+    network: NetworkLabel
     runtime: str
     version: str = ""
     kernel_path: str = ""
@@ -76,13 +84,13 @@ class Runtime:
         title: for tables and plots.
         build: network -> (run, version, kernel path); raises RuntimeUnavailableError.
         missing: why it cannot run here, found without heavy work; ``None`` if it probably can.
-        has_twin: whether it is also a way to run a batch-norm network.
+        networks: which networks it is a way to run: the paper's formula says nothing about batch norm.
     """
 
     title: str
     build: Callable[[Network, _Workspace], tuple[Run, str, str]]
     missing: Callable[[], str | None]
-    has_twin: bool = True
+    networks: tuple[NetworkLabel, ...] = ("cbn", "bn")
 
 
 @contextmanager
@@ -102,36 +110,29 @@ def prepare(
     """
     with _torch_threads(threads), ExitStack() as stack:
         images, origin = bench_images(checkpoint)
-        networks = [cbn_network(checkpoint, images)]
-        if any(RUNTIMES[name].has_twin for name in runtimes):
-            networks.append(twin_network(checkpoint, images))
-        workspace = _Workspace(threads, Path(stack.enter_context(tempfile.TemporaryDirectory())), stack)
-        wanted = [
-            (network, name)
-            for name in runtimes
-            for network in networks
-            if network.label == "cbn" or RUNTIMES[name].has_twin
-        ]
+        workspace = _Workspace(checkpoint, images, threads, stack)
+        wanted = [(label, name) for name in runtimes for label in RUNTIMES[name].networks]
         entries = []
-        for done, (network, name) in enumerate(wanted):
+        for done, (label, name) in enumerate(wanted):
             if progress is not None:
                 progress("preparing", done / len(wanted))
-            entries.append(_entry(network, name, workspace))
+            entries.append(_entry(label, name, workspace))
         yield Suite(entries=entries, images=images, images_origin=origin)
 
 
-def _entry(network: Network, runtime: str, workspace: _Workspace) -> Entry:
-    name = f"{network.label}/{runtime}"
+def _entry(label: NetworkLabel, runtime: str, workspace: _Workspace) -> Entry:
+    name = f"{label}/{runtime}"
     missing = RUNTIMES[runtime].missing()
     if missing is not None:
-        return Entry(name=name, network=network.label, runtime=runtime, skipped=missing)
+        return Entry(name=name, network=label, runtime=runtime, skipped=missing)
+    network = workspace.network(label)
     try:
         run, version, kernel_path = RUNTIMES[runtime].build(network, workspace)
     except RuntimeUnavailableError as error:
-        return Entry(name=name, network=network.label, runtime=runtime, skipped=str(error))
+        return Entry(name=name, network=label, runtime=runtime, skipped=str(error))
     return Entry(
         name=name,
-        network=network.label,
+        network=label,
         runtime=runtime,
         version=version,
         kernel_path=kernel_path,
@@ -140,15 +141,30 @@ def _entry(network: Network, runtime: str, workspace: _Workspace) -> Entry:
 
 
 class _Workspace:
-    """What builders share: thread count, exported files, and a place to register what must be closed."""
+    """What builders share: networks and their exported files, each made once when first needed; the thread count.
 
-    def __init__(self, threads: int, folder: Path, stack: ExitStack) -> None:
+    Attributes:
+        threads: the same for all runtimes.
+        stack: closes what is registered on it when the benchmark is over.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, images: NDArray[np.float32], threads: int, stack: ExitStack) -> None:
         self.threads = threads
         self.stack = stack
-        self._folder = folder
+        self._checkpoint = checkpoint
+        self._images = images
+        self._networks: dict[NetworkLabel, Network] = {}
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+    def network(self, label: NetworkLabel) -> Network:
+        """The checkpoint's network or its twin."""
+        if label not in self._networks:
+            make = cbn_network if label == "cbn" else twin_network
+            self._networks[label] = make(self._checkpoint, self._images)
+        return self._networks[label]
 
     def onnx_file(self, network: Network) -> Path:
-        """The network as cbn-export writes it, exported once for all runtimes."""
+        """The network as cbn-export writes it."""
         path = self._folder / f"{network.label}.onnx"
         if not path.exists():
             size = network.description.preprocessing
@@ -220,8 +236,15 @@ def _torch_run(module: torch.nn.Module) -> Run:
 
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
+    """Intra-op threads for the context; inter-op threads 1 for good, which torch allows only before it first works.
+
+    Too late does no harm: a forward pass never uses them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        with suppress(RuntimeError):
+            torch.set_num_interop_threads(1)
     try:
         yield
     finally:
@@ -230,11 +253,11 @@ def _torch_threads(threads: int) -> Iterator[None]:
 
 RUNTIMES: Mapping[str, Runtime] = {
     "eager-paper": Runtime(
-        title="PyTorch, paper's formula", build=_eager_paper, missing=_nothing_missing, has_twin=False
+        title="PyTorch, paper's formula", build=_eager_paper, missing=_nothing_missing, networks=("cbn",)
     ),
     "eager": Runtime(title="PyTorch eager", build=_eager, missing=_nothing_missing),
     "compile": Runtime(title="torch.compile", build=_compile, missing=why_no_compiler),
     "onnxruntime": Runtime(title="ONNX Runtime", build=_session("onnxruntime"), missing=_needs("onnxruntime", "cpu")),
     "openvino": Runtime(title="OpenVINO", build=_session("openvino"), missing=_needs("openvino", "openvino")),
-    "tensorrt": Runtime(title="TensorRT", build=_tensorrt, missing=_why_no_tensorrt, has_twin=False),
+    "tensorrt": Runtime(title="TensorRT", build=_tensorrt, missing=_why_no_tensorrt, networks=("cbn",)),
 }

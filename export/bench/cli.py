@@ -188,14 +188,16 @@ def _check_outputs(model: Path, json: Path | None, plot: Path | None) -> None:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    console = Console(stderr=True)
     # No refreshing thread: it would draw while a call is being timed.
     with RichProgress(
         *columns,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
         auto_refresh=False,
+        disable=not console.is_terminal,
     ) as bar:
         tasks: dict[str, TaskID] = {}
 

@@ -23,7 +23,17 @@ from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.preprocessing import normalize
 from export.limits import LIMITS
 
-__all__ = ["Network", "bench_images", "cbn_network", "efficient_in_torch", "paper_formula", "twin_network"]
+__all__ = [
+    "Network",
+    "NetworkLabel",
+    "bench_images",
+    "cbn_network",
+    "efficient_in_torch",
+    "paper_formula",
+    "twin_network",
+]
+
+NetworkLabel = Literal["cbn", "bn"]
 
 _MAX_IMAGES = 64
 _CHUNK = 32
@@ -42,7 +52,7 @@ class Network:
         limits: (n,) how far a runtime may be off: the exporter's limits for real images (``export.limits``).
     """
 
-    label: Literal["cbn", "bn"]
+    label: NetworkLabel
     module: nn.Module
     description: ModelDescription
     expected: NDArray[np.float64]

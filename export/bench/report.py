@@ -127,7 +127,7 @@ def timings(entries: Sequence[Entry], outcome: Outcome, batch_sizes: Sequence[in
 
 
 def to_json(report: BenchReport) -> str:
-    """The JSON file: milliseconds in the summaries, ``calls_ns`` with every timed call, one timing a line; NaN is null."""
+    """The JSON file: summaries in milliseconds, ``calls_ns`` with every timed call; NaN is null; one timing a line."""
     plain = {"format": FORMAT, "version": VERSION, **_plain(report)}
     rows = [json.dumps(row, allow_nan=False) for row in plain.pop("timings")]
     head = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
