@@ -63,6 +63,7 @@ class ConsoleProgress(Progress):
             f"{plan.title}; {plan.training_images} training images, {plan.epochs} epochs on {plan.device}{resumed}",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
         self._bar.update(self._task, total=plan.epochs * plan.steps_per_epoch, completed=self._steps(0))
 

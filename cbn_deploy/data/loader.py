@@ -38,7 +38,7 @@ class TrainingBatch:
     labels: torch.Tensor
 
 
-class _ViewDataset(Dataset[TrainingBatch]):
+class _ViewDataset(Dataset["TrainingBatch | DataError"]):
     """Whole batches by (epoch, index) keys, so that a view depends on nothing but the seed and its key."""
 
     def __init__(self, data: LongTailedData, config: ViewConfig, seed: int, two_views: bool) -> None:
@@ -48,10 +48,17 @@ class _ViewDataset(Dataset[TrainingBatch]):
         self._seed = seed
         self._two_views = two_views
 
-    def __getitem__(self, key: tuple[int, int]) -> TrainingBatch:
+    def __getitem__(self, key: tuple[int, int]) -> TrainingBatch | DataError:
         return self.__getitems__([key])
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> TrainingBatch:
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> TrainingBatch | DataError:
+        # Returned, not raised: torch buries an error raised in a worker under that process's traceback.
+        try:
+            return self._batch(keys)
+        except DataError as error:
+            return error
+
+    def _batch(self, keys: Sequence[tuple[int, int]]) -> TrainingBatch:
         strong = [
             self._views.strong(self._images, i, np.random.default_rng((_STRONG, self._seed, e, i))) for e, i in keys
         ]
@@ -91,7 +98,13 @@ class _EpochSampler:
             yield [(epoch, index) for index in order[start : start + self._batch_size]]
 
 
-def _identity(batch: TrainingBatch) -> TrainingBatch:
+def _identity(batch: TrainingBatch | DataError) -> TrainingBatch | DataError:
+    return batch
+
+
+def _checked(batch: TrainingBatch | DataError) -> TrainingBatch:
+    if isinstance(batch, DataError):
+        raise batch
     return batch
 
 
@@ -100,7 +113,7 @@ class TrainingLoader:
 
     def __init__(self, dataset: _ViewDataset, sampler: _EpochSampler, workers: int) -> None:
         self._sampler = sampler
-        self._loader: DataLoader[TrainingBatch] = DataLoader(
+        self._loader: DataLoader[TrainingBatch | DataError] = DataLoader(
             dataset,
             batch_sampler=sampler,
             collate_fn=_identity,  # type: ignore[arg-type]  # __getitems__ hands over a finished batch
@@ -117,11 +130,15 @@ class TrainingLoader:
         return len(self._sampler)
 
     def epoch(self, epoch: int) -> Iterator[TrainingBatch]:
-        """The batches of epoch ``epoch`` (0, 1, ...), the same whenever and in whatever order epochs are asked for."""
+        """The batches of epoch ``epoch`` (0, 1, ...), the same whenever and in whatever order epochs are asked for.
+
+        Raises:
+            DataError: while iterating, an image that cannot be read.
+        """
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
         self._sampler.epoch = epoch
-        return iter(self._loader)
+        return map(_checked, self._loader)
 
 
 def training_loader(

@@ -13,7 +13,7 @@ from cbn_deploy.checkpoint import load_checkpoint
 from cbn_deploy.cli import train as command
 from cbn_deploy.training.metrics_log import read_metrics
 from cbn_deploy.training.state import load_state
-from tests.tiny_runs import EPOCHS, SETTINGS, one_thread
+from tests.tiny_runs import EPOCHS, SETTINGS, one_thread, write_photos
 
 SET = [word for setting in SETTINGS for word in ("--set", setting)]
 
@@ -87,6 +87,17 @@ def test_check_of_data_with_a_problem(cbn_train, photos, tmp_path):
     assert code == 2
     assert "broken.png" in out
     assert "problem" in err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_sentence_wherever_it_is_read(cbn_train, tmp_path, workers):
+    write_photos(tmp_path)
+    damaged = tmp_path / "train" / "zero" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    code, _, err = cbn_train("image-folder", "--data", tmp_path, "--out", tmp_path / "out", "--workers", workers, *SET)
+    assert code == 2
+    assert f"{damaged}: The PNG image is truncated or damaged." in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
