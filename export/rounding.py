@@ -20,8 +20,10 @@ __all__ = ["UNIT", "OpTables", "allowed_error"]
 
 # Half the distance from 1 to the next float32.
 UNIT = 2.0**-24
-# exp overflows at 709; a logit this uncertain says nothing about its component anyway.
-_MAX_UNCERTAINTY = 50.0
+# exp overflows at 709; a component this far behind has no weight in float32 anyway.
+_MAX_EXPONENT = 500.0
+# In place of log 0, so that the difference of two dead components' logits is a number.
+_DEAD = -1e300
 
 Array = NDArray[np.float64]
 
@@ -68,9 +70,9 @@ def allowed_error(x: Array, tables: OpTables, units: float) -> Array:
     squared, size = c * c, np.abs(c)
     constant = (delta**2 / v + np.abs(np.log(v / v0))).sum(1)
     magnitude = half_s * (squared @ np.abs(1 / v - 1 / v0).T + 2 * size @ np.abs(delta / v).T + constant)
-    uncertainty = np.minimum(units * UNIT * (magnitude + np.abs(log_tau) + 1.0), _MAX_UNCERTAINTY)
+    uncertainty = units * UNIT * (magnitude + np.abs(log_tau) + 1.0)
     distance = squared @ (1 / v - 1 / v0).T - 2 * c @ (delta / v).T + (delta**2 / v + np.log(v / v0)).sum(1)
-    w, change = _posterior_interval(np.where(alive, log_tau - half_s * distance, -np.inf), uncertainty)
+    w, change = _posterior_interval(np.where(alive, log_tau - half_s * distance, _DEAD), uncertainty)
 
     A = scale / np.sqrt(v)
     B = bias - A * delta
@@ -84,10 +86,17 @@ def allowed_error(x: Array, tables: OpTables, units: float) -> Array:
 
 
 def _posterior_interval(logits: Array, uncertainty: Array) -> tuple[Array, Array]:
-    """Softmax of (N, M) logits, and how far each entry can move when every logit moves by its uncertainty."""
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    w = shifted / shifted.sum(1, keepdims=True)
-    up, down = w * np.exp(uncertainty), w * np.exp(-uncertainty)
-    highest = up / (up + down.sum(1, keepdims=True) - down)
-    lowest = down / (down + up.sum(1, keepdims=True) - up)
-    return w, np.maximum(highest - w, w - lowest)
+    """Softmax of (N, M) logits, and how far each entry can move when every logit moves by its uncertainty.
+
+    ``w_j = 1 / (1 + sum_{k != j} exp(l_k - l_j))``, so its extremes are where ``l_j`` and all others move apart.
+    """
+    gap = logits[:, None, :] - logits[:, :, None]
+    spread = uncertainty[:, None, :] + uncertainty[:, :, None]
+    others = 1.0 - np.eye(logits.shape[1])
+
+    def weights(exponents: Array) -> Array:
+        result: Array = 1.0 / (1.0 + (np.exp(np.minimum(exponents, _MAX_EXPONENT)) * others).sum(2))
+        return result
+
+    w = weights(gap)
+    return w, np.maximum(weights(gap - spread) - w, w - weights(gap + spread))
