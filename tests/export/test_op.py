@@ -109,6 +109,18 @@ def test_a_non_finite_pixel_spoils_itself_only(form: OpForm, components: int, va
         np.testing.assert_array_equal(now[untouched], before[untouched])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_non_finite_residual_spoils_its_own_element_only(value: float) -> None:
+    case = random_case(2, 2, 5, 3, (3, 3), 0.0, alike=False)
+    clean = run_onnxruntime(op_model(case, ADD_RELU), case.feeds(ADD_RELU))
+    case.residual[1, 2, 0, 1] = value
+    y, posterior = run_onnxruntime(op_model(case, ADD_RELU), case.feeds(ADD_RELU))
+    np.testing.assert_array_equal(y[1, 2, 0, 1], np.float32(value))
+    y[1, 2, 0, 1] = clean[0][1, 2, 0, 1]
+    np.testing.assert_array_equal(y, clean[0])
+    np.testing.assert_array_equal(posterior, clean[1])
+
+
 def test_equal_components_are_one() -> None:
     case = random_case(3, 2, 8, 4, (5,), 1.0, alike=True)
     for name in ("mean", "var", "scale", "bias"):
