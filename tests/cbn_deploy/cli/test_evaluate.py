@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from cbn_deploy.cli import evaluate as command
+from export import ExportOptions, export_checkpoint
 
 
 @pytest.fixture
@@ -47,6 +48,17 @@ def test_the_batch_size_does_not_matter(cbn_eval, finished_run, photos, tmp_path
     one, seven = (json.loads((tmp_path / name).read_text()) for name in ("1", "7"))
     assert one.pop("ece") == pytest.approx(seven.pop("ece"), abs=1e-4)
     assert one == seven
+
+
+def test_an_exported_file_scores_as_its_checkpoint(cbn_eval, finished_run, photos, tmp_path):
+    export_checkpoint(finished_run / "model.pt", tmp_path / "model.onnx", ExportOptions(inputs=24))
+    for model in (finished_run / "model.pt", tmp_path / "model.onnx"):
+        arguments = (model, "--data", photos, "--threads", 1, "--json", tmp_path / f"{model.suffix}.json")
+        assert cbn_eval(*arguments)[0] == 0
+    ours, theirs = (json.loads((tmp_path / f"{suffix}.json").read_text()) for suffix in (".onnx", ".pt"))
+    assert (ours["runtime"], theirs["runtime"]) == ("onnxruntime", "torch")
+    assert ours["per_class"] == theirs["per_class"]
+    assert ours["ece"] == pytest.approx(theirs["ece"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
