@@ -36,6 +36,9 @@ Images = NDArray[np.float32]
 Logits = NDArray[np.floating]
 Progress = Callable[[str, float], None]
 
+_REST_STEP_S = 0.002
+_LONGEST_REST_S = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -278,15 +281,15 @@ class _Block:
         self._batch = batch
         self._calls = plan.warmup_calls
         fastest = int(self.time().min())
-        self._calls = max(1, math.ceil(plan.block_ms * 1e6 / fastest))
-        self.expected_ns = (self._calls + 1) * fastest
+        self._calls = max(1, math.ceil(plan.block_ms * 1e6 / max(fastest, 1)))
+        start = time.perf_counter_ns()
+        self.time()
+        self.expected_ns = time.perf_counter_ns() - start
 
     def time(self) -> NDArray[np.int64]:
-        """Nanoseconds of each call, after one that is not timed.
-
-        The caches belong to the candidate before, and its worker threads may still be spinning for work.
-        """
+        """Nanoseconds of each call, after a rest and a call that is not timed: the caches are another candidate's."""
         run, batch, clock = self._run, self._batch, time.perf_counter_ns
+        _rest()
         run(batch)
         marks = [clock()]
         for _ in range(self._calls):
@@ -294,6 +297,20 @@ class _Block:
             marks.append(clock())
         marks_ns = np.array(marks, dtype=np.int64)
         return marks_ns[1:] - marks_ns[:-1]
+
+
+def _rest() -> None:
+    """Wait until this process is idle: worker threads spin for more work for some 10 ms after a call.
+
+    Measured: without it OpenVINO's calls after a turn of onnxruntime took two to three times as long.
+    """
+    deadline = time.monotonic() + _LONGEST_REST_S
+    idle_steps = 0
+    # Twice in a row: on a busy machine a spinning thread may get no CPU for one step.
+    while idle_steps < 2 and time.monotonic() < deadline:
+        before = time.process_time()
+        time.sleep(_REST_STEP_S)
+        idle_steps = idle_steps + 1 if time.process_time() - before < 0.1 * _REST_STEP_S else 0
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable
 
@@ -146,6 +147,27 @@ def test_every_round_runs_each_candidate_once_in_a_changing_order(clock):
     rounds = [tuple(timed[start : start + 6 : 2]) for start in range(0, len(timed), 6)]
     assert all(sorted(order) == list(names) for order in rounds)
     assert len(set(rounds)) > 1
+
+
+def test_a_turn_waits_until_the_threads_of_the_one_before_have_stopped():
+    """A worker that spins after its call has returned, as those of onnxruntime and OpenMP do."""
+    stop_at, overlaps = [0.0], []
+
+    def spin() -> None:
+        while time.perf_counter() < stop_at[0]:
+            pass
+
+    def spinner(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        stop_at[0] = time.perf_counter() + 0.02
+        threading.Thread(target=spin).start()
+        return linear(images)
+
+    def victim(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        overlaps.append(time.perf_counter() < stop_at[0])
+        return linear(images)
+
+    benchmark([make("spinner", spinner), make("victim", victim)], IMAGES, [5], Plan(rounds=5, block_ms=0.001))
+    assert sum(overlaps[-10:]) <= 2  # all of the turns after a spinner, without the rest
 
 
 def test_the_real_clock_sees_real_time():
