@@ -1,6 +1,9 @@
 """Prove that a server needs no torch: build the wheel, install it with [serve] alone, classify over HTTP.
 
-Runs with the test environment's Python (which makes the model); the server runs in a fresh environment.
+Runs with the test environment's Python (which makes the model); the server runs in a fresh environment of each
+interpreter named, by default this one's.
+
+    python scripts/check_slim_server.py [python3.10 python3.12 python3.13]
 """
 
 from __future__ import annotations
@@ -13,23 +16,28 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 ABSENT = ("torch", "onnx", "sklearn", "matplotlib")
+QUIET = ("--quiet", "--disable-pip-version-check")
 
 
 def main() -> None:
-    """Exit code 0 and one line if a torch-free installation classifies a real image."""
+    """Exit code 0 and one line an interpreter if a torch-free installation classifies a real image."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model = export_model(work)
-        python = install_server(work)
-        check_absent(python)
-        label = classify(python, model)
-    print(f"slim server: no {', '.join(ABSENT)} installed; it answered {label!r}")
+        wheel = build_wheel(work)
+        for interpreter in sys.argv[1:] or [sys.executable]:
+            python = install_server(interpreter, wheel, Path(tempfile.mkdtemp(dir=work)))
+            check_absent(python)
+            label = classify(python, model)
+            version = subprocess.run(
+                [str(python), "--version"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            print(f"slim server: {version}, no {', '.join(ABSENT)} installed; it answered {label!r}", flush=True)
 
 
 def export_model(work: Path) -> Path:
@@ -42,16 +50,19 @@ def export_model(work: Path) -> Path:
     return work / "model.onnx"
 
 
-def install_server(work: Path) -> Path:
-    """A fresh environment with the wheel and [serve]; returns its Python."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(work), str(ROOT)])
+def build_wheel(work: Path) -> Path:
+    """What a user would install."""
+    run([sys.executable, "-m", "pip", *QUIET, "wheel", "--no-deps", "--wheel-dir", str(work), str(ROOT)])
     (wheel,) = work.glob("*.whl")
-    venv.create(work / "venv", with_pip=True)
-    python = work / "venv" / "bin" / "python"
+    return wheel
+
+
+def install_server(interpreter: str, wheel: Path, folder: Path) -> Path:
+    """A fresh environment with the wheel and [serve]; returns its Python."""
+    run([interpreter, "-m", "venv", str(folder)])
+    python = folder / "bin" / "python"
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    run([*pip, "install", *constraints, f"{wheel}[serve]"])
+    run([str(python), "-m", "pip", "install", *QUIET, *constraints, f"{wheel}[serve]"])
     return python
 
 
