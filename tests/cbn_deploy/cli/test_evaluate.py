@@ -51,7 +51,7 @@ def test_the_batch_size_does_not_matter(cbn_eval, finished_run, photos, tmp_path
 
 
 def test_an_exported_file_scores_as_its_checkpoint(cbn_eval, finished_run, photos, tmp_path):
-    export_checkpoint(finished_run / "model.pt", tmp_path / "model.onnx", ExportOptions(inputs=24))
+    export_checkpoint(finished_run / "model.pt", tmp_path / "model.onnx", ExportOptions(inputs=32))
     for model in (finished_run / "model.pt", tmp_path / "model.onnx"):
         arguments = (model, "--data", photos, "--threads", 1, "--json", tmp_path / f"{model.suffix}.json")
         assert cbn_eval(*arguments)[0] == 0
