@@ -27,8 +27,9 @@ LIMITS: dict[str, Limit] = {
     ),
     "rounding": Limit(
         4.0,
-        "times what float32 itself costs eager PyTorch (against float64) on the same kind of input, where that is more "
-        "than the limit on logits: a deep network amplifies rounding on inputs far from any image",
+        "times what float32 itself costs eager PyTorch (against float64, worst of all extremes), on extremes only and "
+        "only where that is more than the limit on logits: far from any image a deep network amplifies rounding; real "
+        "images get no such allowance",
     ),
     "tie": Limit(
         2.0,

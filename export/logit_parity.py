@@ -43,21 +43,32 @@ class LogitComparison:
         """(n,) inputs on which the checkpoint itself is finite; only these are compared."""
         return np.asarray(np.isfinite(np.concatenate([self.eager32, self.eager64], axis=1)).all(1))
 
+    @property
+    def real(self) -> Mask:
+        """(n,) which inputs are real images."""
+        return np.asarray(self.kinds == REAL)
+
+    def rounding(self, group: Mask) -> float:
+        """Largest error of eager float32 against eager float64 in ``group``, in units of max(1, largest |logit|)."""
+        members = np.flatnonzero(group & self.finite)
+        if len(members) == 0:
+            return 0.0
+        error = np.abs(self.eager32[members] - self.eager64[members]).max(1)
+        return float((error / self._size()[members]).max())
+
     def limits(self) -> Array:
         """(n,) each input's limit by :data:`export.limits.LIMITS`; NaN where the checkpoint is not finite."""
-        limits = np.full(len(self.kinds), np.nan)
-        for kind in np.unique(self.kinds):
-            members = np.flatnonzero((self.kinds == kind) & self.finite)
-            if len(members) == 0:
-                continue
-            size = np.maximum(1.0, np.abs(self.eager64[members]).max(1))
-            rounding = (np.abs(self.eager32[members] - self.eager64[members]).max(1) / size).max()
-            limits[members] = size * max(LIMITS["logits"].value, LIMITS["rounding"].value * rounding)
-        return limits
+        strict = LIMITS["logits"].value
+        extremes = max(strict, LIMITS["rounding"].value * self.rounding(~self.real))
+        return np.where(self.finite, self._size() * np.where(self.real, strict, extremes), np.nan)
+
+    def _size(self) -> Array:
+        size: Array = np.maximum(1.0, np.abs(self.eager64).max(1))
+        return size
 
     def rows(self) -> tuple[LogitParity, ...]:
         """One row a reference and group of inputs."""
-        real = self.kinds == REAL
+        real = self.real
         groups = (
             ("real images", np.flatnonzero(real), self.exported[real]),
             ("extremes", np.flatnonzero(~real), self.exported[~real]),
@@ -74,11 +85,11 @@ class LogitComparison:
                     rows.append(_row(reference, group, error, limits[chosen], self.kinds[chosen]))
         return tuple(rows)
 
-    def top1(self) -> tuple[float, int]:
-        """Fraction of inputs whose top-1 is eager float32's (a tie agrees), and how many ties fell differently."""
-        members = np.flatnonzero(self.finite)
+    def top1(self, group: Mask) -> tuple[float, int]:
+        """Fraction of ``group`` whose top-1 is eager float32's (a tie agrees), and how many ties fell differently."""
+        members = np.flatnonzero(group & self.finite)
         if len(members) == 0:
-            return 0.0, 0
+            return 1.0, 0
         found, exact = self.exported[members].argmax(1), self.eager64[members]
         differs = found != self.eager32[members].argmax(1)
         margin = exact.max(1) - exact[np.arange(len(members)), found]

@@ -55,14 +55,17 @@ def check_parity(
     """
     ops = [OpComparison(site) for site in sites]
     logits = _gather(model, exported, ops, inputs, progress)
-    agreement, ties = logits.top1()
+    agreement, _ = logits.top1(logits.finite)
     report = ParityReport(
         runtime=f"onnxruntime {onnxruntime.__version__}",
         inputs=len(inputs),
         real_images=inputs.real_count,
         seed=SEED,
         top1_agreement=agreement,
-        ties=ties,
+        ties=logits.top1(logits.real)[1],
+        undecided_extremes=logits.top1(~logits.real)[1],
+        eager_rounding_real=logits.rounding(logits.real),
+        eager_rounding_extremes=logits.rounding(~logits.real),
         overflows=int((~logits.finite).sum()),
         logits=logits.rows(),
         ops=tuple(op.result() for op in ops),
@@ -183,6 +186,12 @@ def _require_logits(report: ParityReport) -> None:
     if worst is None:
         raise ParityError(
             "The checkpoint's own logits are not finite on any input, so nothing was written; retrain it."
+        )
+    if report.eager_rounding_real > LIMITS["logits"].value:
+        raise ParityError(
+            "The network amplifies rounding: on real images its own float32 logits differ from float64 by "
+            f"{report.eager_rounding_real:.2g} of their size where {LIMITS['logits'].value:g} is allowed, so no "
+            "float32 file can keep the limit and nothing was written; retrain with a smaller density_scale or a lower lr."
         )
     if worst.of_limit > 1.0:
         raise ParityError(

@@ -60,8 +60,12 @@ class ParityReport:
         inputs: how many inputs, of which ``real_images`` are real.
         real_images: see ``inputs``.
         seed: of the extremes.
-        top1_agreement: fraction of inputs whose top-1 is eager float32's (ties by the stated rule count as agreement).
-        ties: inputs whose two best classes are closer than the limit, and where the tie fell differently.
+        top1_agreement: fraction of inputs whose top-1 is eager float32's (a tie counts as agreement); 1 or no file.
+        ties: real images on which the top-1 differs between two classes closer than twice the limit.
+        undecided_extremes: the same of the extremes, whose limit may be wider.
+        eager_rounding_real: largest error of eager float32 against eager float64 on real images, in units of
+            max(1, largest |logit|): what the network itself makes of float32.
+        eager_rounding_extremes: the same on extremes; above a quarter of the limit on logits it widens theirs.
         overflows: extremes on which eager float32 itself is not finite; they are not compared.
         logits: one row a reference and group.
         ops: one row a node of the op.
@@ -74,6 +78,9 @@ class ParityReport:
     seed: int
     top1_agreement: float
     ties: int
+    undecided_extremes: int
+    eager_rounding_real: float
+    eager_rounding_extremes: float
     overflows: int
     logits: tuple[LogitParity, ...]
     ops: tuple[OpParity, ...]
