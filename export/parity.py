@@ -189,7 +189,7 @@ def _require_logits(report: ParityReport) -> None:
         )
     if report.eager_rounding_real > LIMITS["logits"].value:
         raise ParityError(
-            "The network amplifies rounding: on real images its own float32 logits differ from float64 by "
+            "The network amplifies rounding: on real images its float32 logits differ from float64 by "
             f"{report.eager_rounding_real:.2g} of their size where {LIMITS['logits'].value:g} is allowed, so no "
             "float32 file can keep the limit and nothing was written; retrain with a smaller density_scale or a lower lr."
         )

@@ -31,11 +31,11 @@ def summary_table(result: ExportResult) -> Table:
 
 def parity_table(report: ParityReport) -> Table:
     """One row a group of logits and one a node of the op; "of limit" above 100 % would have failed."""
+    rounding = f"{report.eager_rounding_real:.1e} on real images, {report.eager_rounding_extremes:.1e} on extremes"
+    ties = f"{report.ties} ties, {report.undecided_extremes} extremes undecided"
     table = Table(
         title=f"Parity on {report.inputs} inputs ({report.real_images} real images) in {report.runtime}",
-        caption=f"top-1 agreement {report.top1_agreement:.2%} ({report.ties} ties, "
-        f"{report.undecided_extremes} extremes undecided); eager float32's own rounding {report.eager_rounding_real:.1e} on real images, "
-        f"{report.eager_rounding_extremes:.1e} on extremes",
+        caption=f"top-1 agreement {report.top1_agreement:.2%} ({ties}); eager float32's own rounding {rounding}",
     )
     for heading in ("what", "against", "largest error", "of limit", "worst input"):
         table.add_column(heading, justify="right" if heading in ("largest error", "of limit") else "left")
