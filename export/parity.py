@@ -191,7 +191,7 @@ def _require_logits(report: ParityReport) -> None:
         raise ParityError(
             "The network amplifies rounding: on real images its float32 logits differ from float64 by "
             f"{report.eager_rounding_real:.2g} of their size where {LIMITS['logits'].value:g} is allowed, so no "
-            "float32 file can keep the limit and nothing was written; retrain with a smaller density_scale or a lower lr."
+            "float32 file can keep the limit and nothing was written; retrain with a smaller density_scale or lr."
         )
     if worst.of_limit > 1.0:
         raise ParityError(
