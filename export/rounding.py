@@ -20,6 +20,7 @@ __all__ = ["UNIT", "OpTables", "allowed_error"]
 
 # Half the distance from 1 to the next float32.
 UNIT = 2.0**-24
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 # exp overflows at 709; a component this far behind has no weight in float32 anyway.
 _MAX_EXPONENT = 500.0
 # In place of log 0, so that the difference of two dead components' logits is a number.
@@ -81,7 +82,9 @@ def allowed_error(x: Array, tables: OpTables, units: float) -> Array:
     own = (
         size * (w @ np.abs(A)) + w @ (np.abs(B) + np.abs(A) * (np.abs(mean) + np.abs(m0))) + np.abs(x) * (w @ np.abs(A))
     )
-    result: Array = from_posterior + units * UNIT * own
+    # float32 has no number for these squares and logits, so there is nothing to compare.
+    overflows = np.maximum(squared.sum(1), magnitude.max(1)) > _FLOAT32_MAX
+    result: Array = np.where(overflows[:, None], np.inf, from_posterior + units * UNIT * own)
     return result
 
 

@@ -46,3 +46,19 @@ def test_a_mistake_exceeds_it(mistake: str) -> None:
         attributes[mistake] *= 1.05 if mistake == "density_scale" else 100
     y = run_onnxruntime(op_model(Case(case.x, case.residual, wrong, **attributes), PLAIN), case.feeds(PLAIN))[0]
     assert (np.abs(y - case.reference(PLAIN).y) > allowed(case)).any()
+
+
+def test_nothing_is_promised_where_float32_overflows() -> None:
+    """(x - m0)^2 above 3.4e38 has no float32; one such channel makes its pixel incomparable, and only its pixel."""
+    tables = OpTables(
+        tau=np.array([0.5, 0.5], np.float32),
+        mean=np.zeros((2, 2), np.float32),
+        var=np.array([[1, 1], [2, 2]], np.float32),
+        scale=np.ones((2, 2), np.float32),
+        bias=np.zeros((2, 2), np.float32),
+        epsilon=1e-5,
+        density_scale=1.0,
+    )
+    allowed = allowed_error(np.array([[1e20, 0.0], [1.0, 1.0]]), tables, 32.0)
+    assert np.isinf(allowed[0]).all()
+    assert np.isfinite(allowed[1]).all()
