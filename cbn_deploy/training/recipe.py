@@ -202,7 +202,7 @@ RECIPES: Mapping[str, Recipe] = {
             model="resnet20",
             data=DataConfig(source="digits-lt"),
             views=ViewConfig(padding=2, flip=False, autoaugment=False, cutout=8),
-            schedule=ScheduleConfig(epochs=30, batch_size=32),
+            schedule=ScheduleConfig(epochs=24, batch_size=32),
         ),
         Recipe(name="cifar10-lt", data=DataConfig(source="cifar10-lt"), schedule=_CIFAR_SCHEDULE),
         Recipe(name="cifar100-lt", data=DataConfig(source="cifar100-lt"), schedule=_CIFAR_SCHEDULE),
