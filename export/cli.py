@@ -55,6 +55,13 @@ def export_model(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of images for the parity check; by default those stored in the checkpoint."),
     ] = None,
+    allow_rounding: Annotated[
+        bool,
+        typer.Option(
+            "--allow-rounding",
+            help="Export a network that amplifies float32's own rounding, if every node keeps its limit.",
+        ),
+    ] = False,
 ) -> None:
     """Export a checkpoint to ONNX.
 
@@ -66,7 +73,7 @@ def export_model(
 
     del precision, target  # one choice each so far
     output = output or checkpoint.with_suffix(".onnx")
-    options = ExportOptions(inline=inline, with_posterior=with_posterior, data=data)
+    options = ExportOptions(inline=inline, with_posterior=with_posterior, data=data, allow_rounding=allow_rounding)
     with _progress() as bar:
         task = bar.add_task("Exporting and checking parity", total=options.inputs)
         result = export_checkpoint(
@@ -75,6 +82,11 @@ def export_model(
     console = Console()
     console.print(summary_table(result))
     console.print(parity_table(result.parity))
+    if not result.parity.logits_judged:
+        console.print(
+            "The network amplifies float32's own rounding, so the logits were not judged, only every node.",
+            style="yellow",
+        )
     if result.parity.real_images == 0:
         console.print(
             "The checkpoint carries no sample images, so parity was checked on extremes only; add --data FOLDER.",

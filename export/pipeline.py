@@ -42,12 +42,15 @@ class ExportOptions:
         with_posterior: every layer's posterior becomes an output ``posterior.<layer>``.
         data: folder of images for the parity gate, in place of those that the checkpoint carries.
         inputs: how many inputs the parity gate uses.
+        allow_rounding: export a network that amplifies float32's own rounding beyond the limit on logits, if every node
+            keeps its limit.
     """
 
     inline: bool = False
     with_posterior: bool = False
     data: Path | None = None
     inputs: int = 256
+    allow_rounding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,8 @@ def export_checkpoint(
     graph = build_graph(freeze(model), example, with_posterior=options.with_posterior)
     sites = find_sites(graph)
     final = inline(graph) if options.inline else graph
-    parity = check_parity(model, ir.serde.serialize_model(final), sites, inputs, progress)
+    exported = ir.serde.serialize_model(final)
+    parity = check_parity(model, exported, sites, inputs, progress, allow_rounding=options.allow_rounding)
     description = dataclasses.replace(
         loaded.description,
         source_sha256=source_sha256,

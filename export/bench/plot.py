@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from export.bench.report import BenchReport, Timing
+from cbn_deploy.machine import is_busy
+from export.bench.report import BenchReport, Timing, three_digits
 
 __all__ = ["draw", "save_plot"]
 
@@ -31,34 +32,37 @@ def draw(report: BenchReport) -> Figure:
     """Bars are medians, whiskers the 10-90 % range of the calls; the label of a CBN bar says how it compares."""
     batch_sizes = sorted({timing.batch_size for timing in report.timings})
     runtimes = _runtimes(report)
-    figure = Figure(figsize=(2.2 + 3.6 * len(batch_sizes), 1.9 + 0.62 * len(runtimes)), layout="constrained")
+    figure = Figure(figsize=(max(9.0, 2.2 + 3.6 * len(batch_sizes)), 1.9 + 0.62 * len(runtimes)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(batch_sizes), sharey=True, squeeze=False)[0]
     for panel, batch_size in zip(panels, batch_sizes, strict=True):
         rows = [timing for timing in report.timings if timing.batch_size == batch_size]
         _draw_panel(panel, report, rows, runtimes)
-        panel.set_title(f"batch size {batch_size}", fontsize=10)
+        panel.set_title(f"batch size {batch_size}: milliseconds a batch", fontsize=10)
     panels[0].set_yticks(range(len(runtimes)), [title for _, title in runtimes])
     panels[0].invert_yaxis()
     figure.legend(handles=_legend_handles(report), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    model, machine = report.model, report.machine
+    model = report.model
     figure.suptitle(
-        f"{model['architecture']}, {model['components']} Gaussians a layer, {model['input'][1]} x {model['input'][2]}: "
-        "milliseconds a batch, shorter is better",
+        f"{model['architecture']}, {model['components']} Gaussians a layer, {model['input'][1]} x {model['input'][2]}",
         x=0.01,
         ha="left",
         fontsize=11,
         fontweight="bold",
     )
-    figure.supxlabel(
-        f"{machine['cpu']}, threads {report.parameters['threads']}, float32, rounds {report.parameters['rounds']}, "
-        f"{report.created[:10]}.  Bar: median; whisker: 10-90 % of calls; in brackets: times the twin's latency.",
-        fontsize=8,
-        color=_GREY,
-        x=0.01,
-        ha="left",
-    )
+    figure.supxlabel(_footer(report), fontsize=8, color=_GREY, x=0.01, ha="left")
     return figure
+
+
+def _footer(report: BenchReport) -> str:
+    machine, parameters = report.machine, report.parameters
+    load = f", load average {machine['load_average']:.1f}: a busy machine" if is_busy(machine) else ""
+    return (
+        f"{machine['cpu']}, threads {parameters['threads']}, {parameters['precision']}, rounds {parameters['rounds']}, "
+        f"{report.created[:10]}{load}\n"
+        "Bar: median, shorter is better; whisker: 10-90 % of calls; in brackets: times the twin's latency, median of "
+        "the ratios within rounds."
+    )
 
 
 def _runtimes(report: BenchReport) -> list[tuple[str, str]]:
@@ -79,7 +83,7 @@ def _draw_panel(panel: Any, report: BenchReport, rows: Sequence[Timing], runtime
         whisker = [[max(0.0, latency.median - latency.p10)], [max(0.0, latency.p90 - latency.median)]]
         panel.errorbar(latency.median, y, xerr=whisker, color="black", linewidth=0.9, capsize=2.2)
         panel.text(latency.p90 + 0.02 * longest, y, _label(row), va="center", fontsize=8)
-    panel.set_xlim(0, 1.42 * longest)
+    panel.set_xlim(0, 1.38 * longest)
     panel.tick_params(axis="both", labelsize=9)
     panel.tick_params(axis="y", length=0)
     panel.spines[["top", "right"]].set_visible(False)
@@ -88,7 +92,7 @@ def _draw_panel(panel: Any, report: BenchReport, rows: Sequence[Timing], runtime
 
 
 def _label(row: Timing) -> str:
-    latency = f"{row.latency.median:#.3g}".rstrip(".")
+    latency = three_digits(row.latency.median)
     return latency if row.times_twin is None else f"{latency}  ({row.times_twin.median:.2f}×)"
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cbn_deploy.benchmark import Outcome, Parity, Ratio, Summary, paired_ratio, summarize
 from export.bench.candidates import RUNTIMES, Entry
 
-__all__ = ["BenchReport", "CandidateReport", "Timing", "candidate_reports", "timings", "to_json"]
+__all__ = ["BenchReport", "CandidateReport", "Timing", "candidate_reports", "three_digits", "timings", "to_json"]
 
 FORMAT = "cbn-bench"
 VERSION = 1
@@ -132,6 +132,11 @@ def to_json(report: BenchReport) -> str:
     rows = [json.dumps(row, allow_nan=False) for row in plain.pop("timings")]
     head = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
     return f'{head[:-2]},\n  "timings": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"
+
+
+def three_digits(milliseconds: float) -> str:
+    """ "0.852", "12.8", "602", "2042": three significant digits, never an exponent."""
+    return f"{milliseconds:#.3g}".rstrip(".") if milliseconds < 999.5 else f"{milliseconds:.0f}"
 
 
 def _candidate_report(entry: Entry, parity: Parity | None) -> CandidateReport:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cbn_deploy.benchmark import Ratio
 from cbn_deploy.machine import is_busy
-from export.bench.report import BenchReport, CandidateReport, Timing
+from export.bench.report import BenchReport, CandidateReport, Timing, three_digits
 
 __all__ = ["render", "runtimes_table"]
 
@@ -30,7 +30,7 @@ def render(report: BenchReport) -> Iterator[RenderableType]:
         "interval in brackets.",
         style="dim",
     )
-    if is_busy(dict(report.machine)):
+    if is_busy(report.machine):
         yield Text(
             f"Other programs were running (load average {report.machine['load_average']:.1f} on "
             f"{report.machine['available_cpus']} CPUs): trust the ratios more than the times, and the intervals most.",
@@ -97,7 +97,7 @@ def _timing_table(report: BenchReport, batch_size: int) -> Table:
 
 def _timing_row(timing: Timing) -> list[str]:
     latency = timing.latency
-    milliseconds = [_three_digits(v) for v in (latency.median, latency.p90, latency.p99, latency.iqr)]
+    milliseconds = [three_digits(v) for v in (latency.median, latency.p90, latency.p99, latency.iqr)]
     images_per_second = f"{latency.images_per_second:.0f}"
     ratios = [_ratio(timing.times_twin), _ratio(timing.speedup_over_paper)]
     return [timing.candidate, *milliseconds, images_per_second, *ratios]
@@ -105,10 +105,6 @@ def _timing_row(timing: Timing) -> list[str]:
 
 def _ratio(ratio: Ratio | None) -> str:
     return "" if ratio is None else f"{ratio.median:.2f} ({ratio.p10:.1f}-{ratio.p90:.1f})"
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
 
 
 def _table(title: str) -> Table:

@@ -153,8 +153,27 @@ def test_a_network_that_amplifies_rounding_is_told_apart(
             logits: torch.Tensor = self.network(x)
             return logits * (1.0 if x.dtype == torch.float64 else 1.001)
 
-    with pytest.raises(ParityError, match="network amplifies rounding"):
+    with pytest.raises(ParityError, match=r"network amplifies rounding.*--allow-rounding"):
         check_parity(Amplifier(), proto, [], inputs)
+    assert not check_parity(Amplifier(), proto, [], inputs, allow_rounding=True).logits_judged
+
+
+def test_allow_rounding_loosens_nothing_for_a_network_that_does_not_amplify(
+    model: nn.Module, proto: onnx.ModelProto, inputs: ParityInputs
+) -> None:
+    class Other(nn.Module):
+        """Answers that no rounding explains."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.network(x)
+            return logits * 1.001
+
+    with pytest.raises(ParityError, match="exported logits differ"):
+        check_parity(Other(), proto, [], inputs, allow_rounding=True)
 
 
 class TestLogitComparison:

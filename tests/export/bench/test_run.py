@@ -14,7 +14,7 @@ from cbn_deploy.checkpoint import file_sha256
 from cbn_deploy.errors import CheckpointError, ParityError, RuntimeUnavailableError
 from export.bench.candidates import RUNTIMES, Runtime
 from export.bench.plot import draw, save_plot
-from export.bench.report import BenchReport, to_json
+from export.bench.report import BenchReport, three_digits, to_json
 from export.bench.run import BenchOptions, bench_checkpoint
 from export.bench.table import render
 from export.to_onnx import to_onnx
@@ -145,13 +145,32 @@ def test_the_table_fits_eighty_columns_with_every_number_whole(report):
 
 def test_the_plot_has_a_panel_a_batch_size_and_a_bar_a_candidate(report, tmp_path):
     figure = draw(report)
-    assert [panel.get_title() for panel in figure.axes] == ["batch size 1", "batch size 3"]
+    assert [panel.get_title() for panel in figure.axes] == [
+        "batch size 1: milliseconds a batch",
+        "batch size 3: milliseconds a batch",
+    ]
     for panel, batch_size in zip(figure.axes, (1, 3), strict=True):
         widths = sorted(bar.get_width() for bar in panel.patches)
         medians = sorted(t.latency.median for t in report.timings if t.batch_size == batch_size)
         np.testing.assert_allclose(widths, medians)
     save_plot(report, tmp_path / "plot.png", "png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0.0852, "0.0852"),
+        (0.85, "0.850"),
+        (12.84, "12.8"),
+        (601.6, "602"),
+        (999.4, "999"),
+        (999.6, "1000"),
+        (2042.4, "2042"),
+    ],
+)
+def test_times_have_three_digits_and_no_exponent(milliseconds, text):
+    assert three_digits(milliseconds) == text
 
 
 def test_a_runtime_that_disagrees_is_reported_and_not_timed(checkpoint_path, monkeypatch):
