@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +68,17 @@ def load_tensors(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give the path of a model.pt made by cbn-train.")
+    damaged = f"{path} is truncated or not a torch file; copy it again or retrain."
+    if not zipfile.is_zipfile(path):  # what torch.save writes; its index is at the end, so a cut file has none
+        raise CheckpointError(damaged)
     try:
         plain = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
-            message = (
-                f"{path} contains more than plain tensors and was not loaded; only open checkpoints made by cbn-train."
-            )
-        else:
-            message = f"{path} is truncated or not a torch file; copy it again or retrain."
-        raise CheckpointError(message) from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} contains more than plain tensors and was not loaded; only open checkpoints made by cbn-train."
+        ) from error
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise CheckpointError(damaged) from error
     if not isinstance(plain, dict):
         raise CheckpointError(
             f"{path} holds a {type(plain).__name__}, not a checkpoint; give a model.pt made by cbn-train."
