@@ -1,6 +1,6 @@
 """What a deployable model says about itself: the metadata of ``model.onnx`` and the JSON beside an engine.
 
-Every field becomes one ``metadata_props`` entry ``cbn.<field>`` whose value is JSON, so that any ONNX reader can use it.
+Every field becomes one ``metadata_props`` entry ``cbn.<field>`` whose value is JSON, so that any reader can use it.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class ModelDescription:
         preprocessing: image -> input tensor.
         architecture: registry name, such as "resnet32".
         components: M, the number of Gaussians per layer (0 for a batch-norm model).
-        training_prior: K class probabilities that ``softmax(logits)`` assumes, which is what prior correction starts from:
-            the training frequencies after plain cross-entropy, uniform after a balanced softmax, whose loss adds the
-            log frequencies to the logits during training only.
+        training_prior: K class probabilities that ``softmax(logits)`` assumes, which prior correction starts from: the
+            training frequencies after plain cross-entropy, uniform after a balanced softmax, whose loss adds the log
+            frequencies to the logits during training only.
         source_sha256: SHA-256 of the checkpoint that was exported (empty in a checkpoint).
         tool_versions: package name -> version, of what made the file.
         parity: the parity report of the export (empty in a checkpoint).
@@ -126,7 +126,8 @@ class ModelDescription:
             version = int(plain["format_version"])
             if version > FORMAT_VERSION:
                 raise ModelFileError(
-                    f"The model has format version {version}, this cbn-deploy reads up to {FORMAT_VERSION}; upgrade cbn-deploy."
+                    f"The model has format version {version}, this cbn-deploy reads up to {FORMAT_VERSION}; "
+                    "upgrade cbn-deploy."
                 )
             preprocessing = dict(plain["preprocessing"])
             preprocessing["mean"] = tuple(float(v) for v in preprocessing["mean"])
