@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
     return versions
 
 
-def is_busy(machine: dict[str, Any]) -> bool:
+def is_busy(machine: Mapping[str, Any]) -> bool:
     """Whether other processes were using half of a CPU or more when :func:`describe_machine` looked."""
-    load = machine["load_average"]
-    return load is not None and load >= 0.5 * machine["available_cpus"]
+    load: float | None = machine["load_average"]
+    return load is not None and load >= 0.5 * float(machine["available_cpus"])
 
 
 def _cpu_info() -> list[dict[str, str]]:
