@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -38,37 +39,21 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="also write the summary picture here")
     arguments = parser.parse_args()
     started = time.monotonic()
-    out = ROOT / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    os.chdir(ROOT)  # so that the commands shown have the short paths that a user would type
+    out = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     model, onnx = out / "digits" / "model.pt", out / "model.onnx"
 
-    epochs = ["--set", f"epochs={arguments.epochs}"] if arguments.epochs else []
+    epochs = f" --set epochs={arguments.epochs}" if arguments.epochs else ""
+    bench = "--runtimes eager-paper,eager,onnxruntime,openvino --batch-sizes 1,32 --rounds 10"
     step(
-        "1. Train on a long-tailed subset of real handwritten digits",
-        "cbn-train",
-        "digits-lt",
-        "--out",
-        model.parent,
-        *epochs,
+        "1. Train on a long-tailed subset of real handwritten digits", f"cbn-train digits-lt --out {out}/digits{epochs}"
     )
-    step("2. Evaluate on balanced test images", "cbn-eval", model, "--data", "digits", "--json", out / "scores.json")
-    step("3. Export to one self-describing file, parity proved first", "cbn-export", model, "-o", onnx)
-    step(
-        "4. The exported file has the same accuracy",
-        "cbn-eval",
-        onnx,
-        "--data",
-        "digits",
-        "--json",
-        out / "scores-onnx.json",
-    )
+    step("2. Evaluate on balanced test images", f"cbn-eval {model} --data digits --json {out}/scores.json")
+    step("3. Export to one self-describing file, parity proved first", f"cbn-export {model} -o {onnx}")
+    step("4. The exported file is as good", f"cbn-eval {onnx} --data digits --json {out}/scores-onnx.json")
     step(
         "5. Compare latency with eager PyTorch and the batch-norm twin",
-        "cbn-bench",
-        model,
-        "--json",
-        out / "bench.json",
-        "--plot",
-        out / "bench.png",
+        f"cbn-bench {model} {bench} --json {out}/bench.json --plot {out}/bench.png",
     )
     answers = serve_and_classify(onnx, out)
     draw_picture(out, answers, out / "demo.png")
@@ -77,19 +62,14 @@ def main() -> None:
     summarise(out, answers, time.monotonic() - started)
 
 
-def step(title: str, *command: object) -> None:
+def step(title: str, command: str) -> None:
     """Show a command, run it."""
-    words = [str(word) for word in command]
     console.rule(f"[bold]{title}")
-    console.print(f"$ {shlex.join([words[0], *map(shorten, words[1:])])}", style="cyan", highlight=False, markup=False)
-    done = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT, check=False)
+    console.print(f"$ {command}", style="cyan", highlight=False, markup=False)
+    words = shlex.split(command)
+    done = subprocess.run([str(BIN / words[0]), *words[1:]], check=False)
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def shorten(word: str) -> str:
-    """Paths below the project, as one would type them."""
-    return word.removeprefix(f"{ROOT}/")
 
 
 def serve_and_classify(model: Path, out: Path) -> list[dict[str, Any]]:
@@ -97,10 +77,10 @@ def serve_and_classify(model: Path, out: Path) -> list[dict[str, Any]]:
     console.rule("[bold]6. Serve the file and classify real images over HTTP")
     files = write_images(out / "images")
     command = ["cbn-serve", str(model), "--port", "0"]
-    console.print(f"$ {shlex.join(map(shorten, command))}", style="cyan", highlight=False, markup=False)
+    console.print(f"$ {shlex.join(command)}", style="cyan", highlight=False, markup=False)
     with server(command, out / "server.log") as url:
         console.print(
-            f"$ curl -F image=@{shorten(str(files[0][0]))} {url}/v1/classify",
+            f"$ curl -F image=@{files[0][0]} {url}/v1/classify",
             style="cyan",
             highlight=False,
             markup=False,
@@ -196,10 +176,8 @@ def summarise(out: Path, answers: list[dict[str, Any]], seconds: float) -> None:
         ("bench.png", "latency of every runtime"),
         ("demo.png", "all of it in one picture"),
     ):
-        console.print(f"  {what:26} {shorten(str(out / name))}", highlight=False)
-    console.print(
-        f"Serve it again:  {shorten(str(BIN / 'cbn-serve'))} {shorten(str(out / 'model.onnx'))}", highlight=False
-    )
+        console.print(f"  {what:26} {out / name}", highlight=False)
+    console.print(f"Serve it again:  {os.path.relpath(BIN / 'cbn-serve')} {out / 'model.onnx'}", highlight=False)
     console.print(f"It took {seconds / 60:.1f} minutes.")
 
 
