@@ -72,9 +72,7 @@ def train(variant: str, seed: int) -> dict[str, Any]:
     out = ROOT / "runs" / "digits-variants" / f"{variant}-{seed}".replace(" ", "").replace(",", "_")
     settings = [word for setting in (*VARIANTS[variant], f"seed={seed}") for word in ("--set", setting)]
     command = [
-        sys.executable,
-        "-m",
-        "cbn_deploy.cli.train",
+        str(Path(sys.executable).with_name("cbn-train")),
         "digits-lt",
         "--threads",
         "1",
