@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Patch
 from PIL import Image
 
@@ -27,7 +26,7 @@ def draw_picture(folder: Path, answers: list[dict[str, Any]], target: Path) -> N
     scores = json.loads((folder / "scores.json").read_text())
     report = json.loads((folder / "digits" / "report.json").read_text())
     draw_recall(figure.add_subplot(grid[0]), scores, report)
-    draw_answers(figure, grid[1], answers)
+    draw_answers(figure.add_subplot(grid[1]), answers)
     draw_latency(figure.add_subplot(grid[2]), json.loads((folder / "bench.json").read_text()))
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
@@ -45,28 +44,28 @@ def draw_recall(axes: Axes, scores: dict[str, Any], report: dict[str, Any]) -> N
     axes.set_title(f"Balanced test top-1: {100 * scores['top1']:.1f} %", loc="left", fontweight="bold")
     present = [name for name in shades if any(c["group"] == name for c in classes)]
     handles = [Patch(color=shades[name], label=f"{name}-shot") for name in present]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False, fontsize=9)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize=9)
 
 
-def draw_answers(figure: Figure, cell: SubplotSpec, answers: list[dict[str, Any]]) -> None:
-    """The images that went over HTTP, and what came back."""
-    columns = 5
-    rows = -(-len(answers) // columns)
-    inner = cell.subgridspec(rows, columns, hspace=0.5, wspace=0.15)
+def draw_answers(axes: Axes, answers: list[dict[str, Any]]) -> None:
+    """The images that went over HTTP as one mosaic, each under its answer."""
+    columns, gap = 5, 0.34  # gap in units of a tile: room for the answer
     for place, answer in enumerate(answers):
-        axes = figure.add_subplot(inner[place // columns, place % columns])
-        axes.imshow(np.asarray(Image.open(answer["image"])))
-        right = answer["label"] == answer["truth"]
-        mark = "" if right else f", is {answer['truth']}"
-        axes.set_title(
-            f"{answer['label']}  {answer['probability']:.0%}{mark}", fontsize=7.5, color="k" if right else RED, pad=2
+        column, row = place % columns, place // columns
+        left, top = column * 1.12, row * (1 + gap)
+        axes.imshow(
+            np.asarray(Image.open(answer["image"])), extent=(left, left + 1, top + 1, top), interpolation="nearest"
         )
-        axes.set_axis_off()
-    right = sum(answer["label"] == answer["truth"] for answer in answers)
-    title = figure.add_subplot(cell, frameon=False, xticks=[], yticks=[])
-    title.set_title(
-        f"Answers of POST /v1/classify: {right}/{len(answers)} right", loc="left", fontweight="bold", pad=16
-    )
+        right = answer["label"] == answer["truth"]
+        text = (
+            f"{answer['label']}  {answer['probability']:.0%}" if right else f"{answer['label']}, is {answer['truth']}"
+        )
+        axes.text(left + 0.5, top - 0.05, text, ha="center", va="bottom", fontsize=8.5, color="k" if right else RED)
+    rows = -(-len(answers) // columns)
+    axes.set(xlim=(-0.1, columns * 1.12), ylim=(rows * (1 + gap) - gap + 0.1, -gap), aspect="equal")
+    axes.set_axis_off()
+    count = sum(answer["label"] == answer["truth"] for answer in answers)
+    axes.set_title(f"POST /v1/classify: {count} of {len(answers)} right", loc="left", fontweight="bold")
 
 
 def draw_latency(axes: Axes, bench: dict[str, Any]) -> None:
@@ -81,7 +80,7 @@ def draw_latency(axes: Axes, bench: dict[str, Any]) -> None:
         places = [place for place, runtime in enumerate(runtimes) if f"{network}/{runtime}" in rows]
         values = [rows[f"{network}/{runtimes[place]}"] for place in places]
         bars = axes.barh([place + offset for place in places], values, 0.38, color=colour, label=label)
-        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+        axes.bar_label(bars, [f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in values], padding=3, fontsize=8.5)
     names = [titles.get(f"cbn/{runtime}", titles.get(f"bn/{runtime}", runtime)) for runtime in runtimes]
     axes.set_yticks(range(len(runtimes)), names, fontsize=8.5)
     axes.invert_yaxis()
