@@ -21,12 +21,23 @@ from typing_extensions import Self
 
 import cbn_deploy
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "OP_DOMAIN", "NativeLayer", "NativeLibrary", "native_library"]
+__all__ = [
+    "BFLOAT16",
+    "FLOAT16",
+    "FLOAT32",
+    "MAX_COMPONENTS",
+    "OP_DOMAIN",
+    "NativeLayer",
+    "NativeLibrary",
+    "native_library",
+]
 
 # The domain in which the library registers the op with onnxruntime.
 OP_DOMAIN = "cbn"
 # ONNX's numbers of the types that the kernels store.
 FLOAT32, FLOAT16, BFLOAT16 = 1, 10, 16
+# More components than this have no kernel.
+MAX_COMPONENTS = 256
 
 _FILE_NAMES = {"darwin": "libcbn.dylib", "win32": "cbn.dll"}
 _log = logging.getLogger(__name__)
@@ -80,7 +91,7 @@ class NativeLayer:
 
     Args:
         library: from :func:`native_library`.
-        components: M, 1 to 256.
+        components: M, 1 to :data:`MAX_COMPONENTS`.
         channels: D.
         tables: addresses of tau (M,), mean, var, scale, bias (M, D): contiguous float32, read once.
         epsilon: added to the variances.
