@@ -44,9 +44,6 @@ using CreateCustomOpDomain = Slot<26, OrtStatus*(const char*, OrtCustomOpDomain*
 using CustomOpDomainAdd = Slot<27, OrtStatus*(OrtCustomOpDomain*, const struct CustomOp*)>;
 using AddCustomOpDomain = Slot<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>;
 using GetTensorMutableData = Slot<51, OrtStatus*(OrtValue*, void**)>;
-using CreateTensorTypeAndShapeInfo = Slot<57, OrtStatus*(OrtTensorTypeAndShapeInfo**)>;
-using SetTensorElementType = Slot<58, OrtStatus*(OrtTensorTypeAndShapeInfo*, ElementType)>;
-using SetDimensions = Slot<59, OrtStatus*(OrtTensorTypeAndShapeInfo*, const int64_t*, size_t)>;
 using GetTensorElementType = Slot<60, OrtStatus*(const OrtTensorTypeAndShapeInfo*, ElementType*)>;
 using GetDimensionsCount = Slot<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*)>;
 using GetDimensions = Slot<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t)>;
@@ -63,7 +60,6 @@ using KernelInfoGetConstantInput = Slot<249, OrtStatus*(const OrtKernelInfo*, si
 using ShapeInferGetInput = Slot<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>;
 using ShapeInferSetOutput =
     Slot<270, OrtStatus*(const OrtShapeInferContext*, size_t, const OrtTensorTypeAndShapeInfo*)>;
-using SetSymbolicDimensions = Slot<271, OrtStatus*(OrtTensorTypeAndShapeInfo*, const char**, size_t)>;
 using KernelContextParallelFor =
     Slot<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>;
 

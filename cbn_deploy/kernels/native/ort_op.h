@@ -24,7 +24,7 @@ struct Op : CustomOp {
 // An op ready to be added to a domain.
 Op make_op(const Form& form, ElementType type, Table* api);
 
-// Y is shaped like X, posterior (B, M, *spatial); what cannot be known yet is left open.
+// Y is shaped and typed like X; what cannot be known yet is left open.
 OrtStatus* infer_output_shape(const CustomOp* op, OrtShapeInferContext* context);
 
 }  // namespace ort
