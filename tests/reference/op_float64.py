@@ -54,7 +54,7 @@ def compound_batch_normalization(
         size[:, j] = 0.5 * density_scale * spread.sum(1) + (abs(np.log(tau[j] / tau.sum())) if tau[j] > 0 else 0) + 1
         normed.append(scale[j] * (pixels - mean[j]) / np.sqrt(v) + bias[j])
     w = _softmax(logits)
-    move = _movement(logits, np.minimum(unit * size, 50.0), w)
+    move = _movement(logits, unit * size, w)
     y = sum(w[:, j, None] * normed[j] for j in range(components))
     own = sum(
         w[:, j, None]

@@ -12,8 +12,8 @@ namespace {
 
 // Pixels of a packed tile: a multiple of every kernel's lanes.
 constexpr int kTilePixels = 64;
-// Channel values times components below which a range is not worth a thread: some ten microseconds of work.
-constexpr int64_t kRangeWork = 1 << 17;
+// Channel values times components below which a range is not worth a thread: some microseconds of work.
+constexpr int64_t kRangeWork = 1 << 15;
 
 struct AlignedDelete {
     void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
@@ -148,7 +148,7 @@ private:
 };
 
 // Float32 pixels of one image where they lie, at least one vector of them.
-void in_place(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t image, int64_t begin,
+void forward_unpacked(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t image, int64_t begin,
               int64_t end) {
     const int64_t offset = image * tables.channels * tensors.pixels;
     const auto tile = [&](int64_t pixel, int64_t vectors) {
@@ -160,10 +160,16 @@ void in_place(const Kernels& kernels, const TableView& tables, const Tensors& te
                                  static_cast<float*>(tensors.y) + at, tensors.pixels, posterior, tensors.pixels,
                                  static_cast<int>(vectors), tensors.relu});
     };
-    const int64_t vectors = (end - begin) / kernels.lanes;
+    const int64_t vectors = (end - begin) / kernels.lanes, rest = begin + vectors * kernels.lanes;
     tile(begin, vectors);
-    // The rest is less than a vector: compute the last whole vector, most of it for the second time.
-    if (begin + vectors * kernels.lanes < end) tile(end - kernels.lanes, 1);
+    if (rest == end) return;
+    // The rest is less than a vector: compute the last whole vector, most of it for the second time, unless the first
+    // time has overwritten what it would read.
+    if (tensors.y != tensors.x && tensors.y != tensors.residual)
+        tile(end - kernels.lanes, 1);
+    else
+        PackedTiles<Float32Format>(kernels, tables, tensors)
+            .forward(image * tensors.pixels + rest, image * tensors.pixels + end);
 }
 
 void forward_float32(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t begin,
@@ -172,7 +178,7 @@ void forward_float32(const Kernels& kernels, const TableView& tables, const Tens
         const int64_t image = n / tensors.pixels, pixel = n % tensors.pixels;
         const int64_t count = std::min(end - n, tensors.pixels - pixel);
         if (count >= kernels.lanes)
-            in_place(kernels, tables, tensors, image, pixel, pixel + count);
+            forward_unpacked(kernels, tables, tensors, image, pixel, pixel + count);
         else
             PackedTiles<Float32Format>(kernels, tables, tensors).forward(n, n + count);
         n += count;
@@ -183,13 +189,11 @@ void forward_float32(const Kernels& kernels, const TableView& tables, const Tens
 
 void forward(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t begin, int64_t end) {
     if (begin >= end) return;
-    // A result must not be read again as input, which computing some pixels twice would do.
-    const bool separate = tensors.y != tensors.x && tensors.y != tensors.residual;
     switch (tensors.type) {
         case DataType::kFloat16: return PackedTiles<Float16Format>(kernels, tables, tensors).forward(begin, end);
         case DataType::kBfloat16: return PackedTiles<Bfloat16Format>(kernels, tables, tensors).forward(begin, end);
         case DataType::kFloat32:
-            if (separate && tensors.pixels >= kernels.lanes)
+            if (tensors.pixels >= kernels.lanes)
                 return forward_float32(kernels, tables, tensors, begin, end);
             return PackedTiles<Float32Format>(kernels, tables, tensors).forward(begin, end);
     }
@@ -197,7 +201,10 @@ void forward(const Kernels& kernels, const TableView& tables, const Tensors& ten
 
 int64_t worthwhile_ranges(const TableView& tables, const Tensors& tensors, int64_t limit) {
     const int64_t work = tensors.images * tensors.pixels * tables.channels * (tables.components + 1);
-    return std::clamp<int64_t>(work / kRangeWork, 1, limit);
+    // A power of two can be shared evenly by the usual numbers of threads.
+    int64_t ranges = 1;
+    while (2 * ranges <= std::min(limit, work / kRangeWork)) ranges *= 2;
+    return ranges;
 }
 
 Range range(const Tensors& tensors, int64_t index, int64_t count) {
