@@ -47,7 +47,9 @@ def main() -> None:
 
 def fingerprint() -> str:
     """Changes when what would be installed changes."""
-    files = (ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__))
+    native = ROOT / "cbn_deploy" / "kernels" / "native"
+    sources = sorted(path for path in native.iterdir() if path.suffix in {".cpp", ".h", ".inc", ".txt"})
+    files = (ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "CMakeLists.txt", Path(__file__), *sources)
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """``torch.ops.cbn.*``: the frozen layer as opaque operators, so that exporters and compilers see one node.
 
-The CPU implementation is :mod:`cbn_deploy.kernels.portable`; faster kernels register on the same operators.
+On the CPU they run in the native library where it is installed (:mod:`cbn_deploy.kernels.native`), else, and for what
+it does not take, in plain torch operations (:mod:`cbn_deploy.kernels.portable`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cbn_deploy.kernels import portable
+from cbn_deploy.kernels import native, portable
 
 __all__ = ["compound_batch_norm", "compound_batch_norm_posterior"]
 
@@ -25,7 +26,9 @@ def compound_batch_norm(
     density_scale: float,
 ) -> Tensor:
     """See :func:`cbn_deploy.kernels.portable.compound_batch_norm`; returns y only."""
-    y, _ = portable.compound_batch_norm(x, tau, mean, var, scale, bias, epsilon, density_scale)
+    _check_shapes(x, tau, mean, var, scale, bias)
+    arguments = (x, tau, mean, var, scale, bias, epsilon, density_scale)
+    y, _ = native.compound_batch_norm(*arguments, with_posterior=False) or portable.compound_batch_norm(*arguments)
     return y
 
 
@@ -56,7 +59,12 @@ def compound_batch_norm_posterior(
     density_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`cbn_deploy.kernels.portable.compound_batch_norm`; returns y and the posterior."""
-    y, posterior = portable.compound_batch_norm(x, tau, mean, var, scale, bias, epsilon, density_scale)
+    _check_shapes(x, tau, mean, var, scale, bias)
+    arguments = (x, tau, mean, var, scale, bias, epsilon, density_scale)
+    found = native.compound_batch_norm(*arguments, with_posterior=True)
+    if found is not None and found[1] is not None:
+        return found[0], found[1]
+    y, posterior = portable.compound_batch_norm(*arguments)
     return y, posterior.clone()
 
 
@@ -77,3 +85,13 @@ def _(
         torch.empty(x.shape, dtype=x.dtype, device=x.device),
         torch.empty(shape, dtype=portable.working_dtype(x), device=x.device),
     )
+
+
+def _check_shapes(x: Tensor, tau: Tensor, *tables: Tensor) -> None:
+    """The native kernels see addresses only."""
+    expected = (tau.numel(), x.shape[1]) if tau.ndim == 1 and x.ndim >= 2 else None
+    if expected is None or any(tuple(table.shape) != expected for table in tables):
+        raise ValueError(
+            "expected x (B, D, *spatial), tau (M,) and tables (M, D), "
+            f"got {tuple(x.shape)}, {tuple(tau.shape)} and {[tuple(table.shape) for table in tables]}"
+        )

@@ -1,7 +1,8 @@
 """Read what an ONNX file says about itself without the ``onnx`` package: a server image has only a runtime.
 
 An ONNX file is one protobuf message, ``ModelProto``. Walking its top-level fields is enough to tell a truncated or
-foreign file from a whole one, to collect ``metadata_props`` and to see whether the file carries model-local functions.
+foreign file from a whole one, to collect ``metadata_props`` and to see whether the file carries model-local functions;
+one level deeper are the domains of the graph's nodes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ __all__ = ["OnnxFile", "read_onnx_file"]
 _MODEL_GRAPH = 7
 _MODEL_METADATA_PROPS = 14
 _MODEL_FUNCTIONS = 25
+_GRAPH_NODE = 1
+_NODE_DOMAIN = 7
 _ENTRY_KEY = 1
 _ENTRY_VALUE = 2
 
@@ -36,12 +39,14 @@ class OnnxFile:
         content: the whole file.
         description: what its metadata says.
         has_functions: whether it carries model-local functions (a flat graph does not).
+        domains: operator domains of the graph's nodes; "" is ONNX's own.
     """
 
     path: Path
     content: bytes
     description: ModelDescription
     has_functions: bool
+    domains: frozenset[str]
 
 
 def read_onnx_file(path: Path) -> OnnxFile:
@@ -55,6 +60,7 @@ def read_onnx_file(path: Path) -> OnnxFile:
     try:
         fields = list(_fields(memoryview(content)))
         metadata = dict(_entry(value) for number, value in fields if number == _MODEL_METADATA_PROPS)
+        domains = frozenset(domain for number, value in fields if number == _MODEL_GRAPH for domain in _domains(value))
     except ValueError as error:
         raise ModelFileError(f"{path} is truncated or not an ONNX file ({error}); export it again.") from error
     numbers = {number for number, _ in fields}
@@ -64,7 +70,13 @@ def read_onnx_file(path: Path) -> OnnxFile:
         description = ModelDescription.from_metadata(metadata)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    return OnnxFile(path=path, content=content, description=description, has_functions=_MODEL_FUNCTIONS in numbers)
+    return OnnxFile(
+        path=path,
+        content=content,
+        description=description,
+        has_functions=_MODEL_FUNCTIONS in numbers,
+        domains=domains,
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -121,6 +133,13 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position + index + 1
     raise ValueError(f"a number at byte {position} does not end")
+
+
+def _domains(graph: memoryview) -> Iterator[str]:
+    """The operator domain of every node of a GraphProto, subgraphs aside."""
+    for number, node in _fields(graph):
+        if number == _GRAPH_NODE:
+            yield next((str(value, "utf-8") for field, value in _fields(node) if field == _NODE_DOMAIN), "")
 
 
 def _entry(message: memoryview) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cbn_deploy.errors import InputError, ModelFileError
+from cbn_deploy.native_library import OP_DOMAIN, NativeLibrary, native_library
 from cbn_deploy.runtime.factory import available_cpus
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
@@ -21,6 +22,8 @@ __all__ = ["OnnxRuntimeSession"]
 class OnnxRuntimeSession(Session):
     """An ONNX file in onnxruntime's CPU provider; ``threads`` threads share one run.
 
+    A file with the op's nodes runs them in the native library where that is installed and not turned off.
+
     Raises:
         ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
     """
@@ -30,7 +33,9 @@ class OnnxRuntimeSession(Session):
         self.description = file.description
         self._file = file.path.name
         self._threads = threads or available_cpus()
-        session = _load(file.path, file.content, self._threads)
+        library = native_library() if OP_DOMAIN in file.domains else None
+        self._instruction_set = None if library is None else library.instruction_set
+        session = _load(file.path, file.content, self._threads, library)
         check_signature(
             file.path, file.description, _signatures(session.get_inputs()), _signatures(session.get_outputs())
         )
@@ -44,11 +49,12 @@ class OnnxRuntimeSession(Session):
         return to_prediction(dict(zip(self._outputs, session.run(self._outputs, {INPUT: images}), strict=True)))
 
     def describe(self) -> SessionInfo:
-        """The CPU provider runs the op's standard-ops body: the "portable" kernel path."""
+        """The kernel path is "fused" if the native library runs the op, "portable" if its standard-ops body does."""
         return SessionInfo(
             runtime="onnxruntime",
             version=onnxruntime.__version__,
-            kernel_path="portable",
+            kernel_path="portable" if self._instruction_set is None else "fused",
+            instruction_set=self._instruction_set,
             threads=self._threads,
             device="cpu",
             file=self._file,
@@ -59,13 +65,16 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _load(path: Path, content: bytes, threads: int) -> Any:
+def _load(path: Path, content: bytes, threads: int, library: NativeLibrary | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4  # what fails is raised below; onnxruntime would print it as well
     try:
+        if library is not None:
+            # Its kernels take precedence over the op's body in the file.
+            options.register_custom_ops_library(str(library.path))
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         reason = " ".join(str(error).split())

@@ -27,6 +27,7 @@ class SessionInfo:
         runtime: "onnxruntime", "openvino" or "torch".
         version: version of that package.
         kernel_path: "fused" (our native op), "portable" (the op's standard-ops body), "eager" (torch).
+        instruction_set: what the native kernels in use are compiled for, such as "avx512"; ``None``: none are in use.
         threads: intra-op threads.
         device: "cpu", or the device's name.
         file: the model file's name (no folder).
@@ -35,6 +36,7 @@ class SessionInfo:
     runtime: str
     version: str
     kernel_path: KernelPath
+    instruction_set: str | None = None
     threads: int
     device: str
     file: str

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.checkpoint import load_checkpoint, load_model
 from cbn_deploy.errors import InputError
+from cbn_deploy.native_library import native_library
 from cbn_deploy.norm import freeze
 from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
 
@@ -43,10 +44,12 @@ class TorchSession(Session):
 
     def describe(self) -> SessionInfo:
         """Eager torch, with the thread count that torch reports now."""
+        library = native_library() if self.description.components else None  # a batch-norm model has no use for it
         return SessionInfo(
             runtime="torch",
             version=torch.__version__,
             kernel_path="eager",
+            instruction_set=None if library is None else library.instruction_set,
             threads=torch.get_num_threads(),
             device="cpu",
             file=self._file,

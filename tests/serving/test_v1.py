@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from cbn_deploy.native_library import native_library
 from tests.onnx_models import COLOURS
 from tests.reference.tolerances import tolerance
 from tests.serving.files import BLUE, GREEN, RED, colour, encode
@@ -123,7 +124,7 @@ def test_several_models(cbn_server: Server) -> None:
     assert models["colours"]["shot_groups"] == ["many", "medium", "few"]
     assert models["digits"]["architecture"] == "resnet20"
     assert (models["digits"]["components"], models["digits"]["explains"]) == (4, True)
-    assert models["digits"]["kernel_path"] == "portable"
+    assert models["digits"]["kernel_path"] == ("portable" if native_library() is None else "fused")
     response = cbn_server.client.post("/v1/classify", params={"model": "colours"}, files={"image": GREEN})
     assert labels(response) == ["green"]
     nameless = cbn_server.client.post("/v1/classify", files={"image": GREEN})

@@ -21,6 +21,7 @@ def test_description_and_functions_are_what_onnx_reads(colour_path: Path) -> Non
     assert file.description == describe()
     assert file.description.to_metadata() == {entry.key: entry.value for entry in reference.metadata_props}
     assert file.has_functions == bool(reference.functions)
+    assert file.domains == {node.domain for node in reference.graph.node}
     assert file.content == colour_path.read_bytes()
 
 

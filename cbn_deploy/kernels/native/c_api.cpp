@@ -1,0 +1,72 @@
+#include "c_api.h"
+
+#include <new>
+
+#include "forward.h"
+#include "instruction_set.h"
+#include "tables.h"
+
+struct cbn_layer {
+    const cbn::Kernels* kernels;
+    cbn::Tables tables;
+};
+
+namespace {
+
+const char* const kNoMemory = "There is not enough memory for the layer.";
+
+bool is_known(int32_t type) {
+    switch (static_cast<cbn::DataType>(type)) {
+        case cbn::DataType::kFloat32:
+        case cbn::DataType::kFloat16:
+        case cbn::DataType::kBfloat16: return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+const char* cbn_version(void) { return CBN_VERSION; }
+
+const char* cbn_instruction_set(void) {
+    const cbn::Kernels* kernels = cbn::chosen_kernels();
+    return kernels ? kernels->name : nullptr;
+}
+
+const char* cbn_layer_create(int64_t components, int64_t channels, const float* tau, const float* mean,
+                             const float* var, const float* scale, const float* bias, float epsilon,
+                             float density_scale, const char* instruction_set, cbn_layer** layer) {
+    if (!tau || !mean || !var || !scale || !bias || !layer) return "A table or the place for the result is missing.";
+    if (components < 1 || components > cbn::kMaxComponents) return "A layer must have 1 to 256 components.";
+    if (channels < 1 || channels > INT32_MAX) return "A layer must have at least one channel.";
+    const cbn::Kernels* kernels =
+        instruction_set ? cbn::kernels_by_name(instruction_set) : cbn::chosen_kernels();
+    if (!kernels) return "The instruction set asked for (CBN_INSTRUCTION_SET) does not exist or cannot run here.";
+    try {
+        *layer = new cbn_layer{kernels, cbn::make_tables(static_cast<int>(components), static_cast<int>(channels), tau,
+                                                         mean, var, scale, bias, epsilon, density_scale)};
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
+    return nullptr;
+}
+
+void cbn_layer_destroy(cbn_layer* layer) { delete layer; }
+
+const char* cbn_layer_forward(const cbn_layer* layer, const cbn_tensors* tensors, int64_t begin, int64_t end) {
+    if (!layer || !tensors) return "The layer or the tensors are missing.";
+    if (!is_known(tensors->type)) return "The tensors must be float32 (1), float16 (10) or bfloat16 (16).";
+    if (tensors->images < 0 || tensors->pixels < 0) return "The numbers of images and pixels must not be negative.";
+    if (begin < 0 || begin > end || end > tensors->images * tensors->pixels)
+        return "The range of pixels must lie within the tensor.";
+    if (begin == end) return nullptr;
+    if (!tensors->x || !tensors->y) return "The input or the output tensor is missing.";
+    const cbn::Tensors whole{static_cast<cbn::DataType>(tensors->type), tensors->images, tensors->pixels, tensors->x,
+                             tensors->residual, tensors->y, tensors->posterior, tensors->relu != 0};
+    try {
+        cbn::forward(*layer->kernels, layer->tables.view(), whole, begin, end);
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
+    return nullptr;
+}

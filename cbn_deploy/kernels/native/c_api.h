@@ -1,0 +1,61 @@
+/* libcbn's C interface. Plain C; thread-safe, except that a layer must not be destroyed while it is used.
+ *
+ * Functions that can fail return NULL on success or one sentence that says what is wrong; the sentence is a constant and
+ * must not be freed. Nothing is ever thrown or printed. */
+#ifndef CBN_C_API_H
+#define CBN_C_API_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define CBN_EXPORT __declspec(dllexport)
+#else
+#define CBN_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One layer's constants. */
+typedef struct cbn_layer cbn_layer;
+
+/* Contiguous tensors: x, residual and y (images, D, pixels); posterior (images, M, pixels), float32.
+ * type: 1 float32, 10 float16, 16 bfloat16 (ONNX's numbers). residual and posterior may be NULL. y may be x. */
+typedef struct cbn_tensors {
+    int32_t type;
+    int32_t relu;
+    int64_t images;
+    int64_t pixels;
+    const void* x;
+    const void* residual;
+    void* y;
+    float* posterior;
+} cbn_tensors;
+
+/* Version of the library: that of the package it was built with. */
+CBN_EXPORT const char* cbn_version(void);
+
+/* "avx512", "avx2" or "baseline": what layers use when they are created without a name; NULL if the environment
+ * variable CBN_INSTRUCTION_SET names something that cannot run here. */
+CBN_EXPORT const char* cbn_instruction_set(void);
+
+/* tau (M), mean, var, scale, bias (M, D), row-major, copied. instruction_set: a name, or NULL for
+ * cbn_instruction_set(). On success *layer is set; free it with cbn_layer_destroy. */
+CBN_EXPORT const char* cbn_layer_create(int64_t components, int64_t channels, const float* tau, const float* mean,
+                                        const float* var, const float* scale, const float* bias, float epsilon,
+                                        float density_scale, const char* instruction_set, cbn_layer** layer);
+
+/* layer may be NULL. */
+CBN_EXPORT void cbn_layer_destroy(cbn_layer* layer);
+
+/* Computes the pixels numbered begin <= n < end of images * pixels; the whole tensor is 0, images * pixels. Ranges that
+ * do not overlap may run in different threads at the same time. */
+CBN_EXPORT const char* cbn_layer_forward(const cbn_layer* layer, const cbn_tensors* tensors, int64_t begin,
+                                         int64_t end);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
