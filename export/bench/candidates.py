@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cbn_deploy.benchmark import Candidate, Progress
 from cbn_deploy.checkpoint import Checkpoint
 from cbn_deploy.errors import RuntimeUnavailableError
+from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.factory import RuntimeName, open_session
 from export.bench.compiler import compile_network, why_no_compiler
 from export.bench.networks import (
@@ -46,6 +47,7 @@ class Entry:
         name: "NETWORK/RUNTIME", such as "cbn/onnxruntime".
         network: "cbn", or "bn" for the batch-norm twin.
         runtime: a key of :data:`RUNTIMES`.
+        twin: name of the batch-norm candidate that a CBN one is compared with.
         version: of the runtime's package, "" if it is absent.
         kernel_path: which code computes the layer.
         candidate: what the benchmark runs; ``None`` if skipped.
@@ -55,6 +57,7 @@ class Entry:
     name: str
     network: NetworkLabel
     runtime: str
+    twin: str = ""
     version: str = ""
     kernel_path: str = ""
     candidate: Candidate | None = None
@@ -85,12 +88,14 @@ class Runtime:
         build: network -> (run, version, kernel path); raises RuntimeUnavailableError.
         missing: why it cannot run here, found without heavy work; ``None`` if it probably can.
         networks: which networks it is a way to run: the paper's formula says nothing about batch norm.
+        twin: the runtime whose batch-norm candidate it is compared with; ``None``: itself.
     """
 
     title: str
     build: Callable[[Network, _Workspace], tuple[Run, str, str]]
     missing: Callable[[], str | None]
     networks: tuple[NetworkLabel, ...] = ("cbn", "bn")
+    twin: str | None = None
 
 
 @contextmanager
@@ -121,19 +126,20 @@ def prepare(
 
 
 def _entry(label: NetworkLabel, runtime: str, workspace: _Workspace) -> Entry:
-    name = f"{label}/{runtime}"
+    name, twin = f"{label}/{runtime}", f"bn/{RUNTIMES[runtime].twin or runtime}"
     missing = RUNTIMES[runtime].missing()
     if missing is not None:
-        return Entry(name=name, network=label, runtime=runtime, skipped=missing)
+        return Entry(name=name, network=label, runtime=runtime, twin=twin, skipped=missing)
     network = workspace.network(label)
     try:
         run, version, kernel_path = RUNTIMES[runtime].build(network, workspace)
     except RuntimeUnavailableError as error:
-        return Entry(name=name, network=label, runtime=runtime, skipped=str(error))
+        return Entry(name=name, network=label, runtime=runtime, twin=twin, skipped=str(error))
     return Entry(
         name=name,
         network=label,
         runtime=runtime,
+        twin=twin,
         version=version,
         kernel_path=kernel_path,
         candidate=Candidate(name=name, run=run, expected=network.expected, limits=network.limits),
@@ -163,12 +169,12 @@ class _Workspace:
             self._networks[label] = make(self._checkpoint, self._images)
         return self._networks[label]
 
-    def onnx_file(self, network: Network) -> Path:
-        """The network as cbn-export writes it."""
-        path = self._folder / f"{network.label}.onnx"
+    def onnx_file(self, network: Network, *, flat: bool = False) -> Path:
+        """The network as cbn-export writes it, or with ``--inline``."""
+        path = self._folder / f"{network.label}{'-flat' if flat else ''}.onnx"
         if not path.exists():
             size = network.description.preprocessing
-            proto = to_onnx(network.module, torch.zeros(1, 3, size.height, size.width))
+            proto = to_onnx(network.module, torch.zeros(1, 3, size.height, size.width), inline_functions=flat)
             onnx.helper.set_model_props(proto, network.description.to_metadata())
             path.write_bytes(proto.SerializeToString())
         return path
@@ -181,7 +187,8 @@ def _eager_paper(network: Network, workspace: _Workspace) -> tuple[Run, str, str
 
 def _eager(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
     del workspace
-    return _torch_run(network.module), torch.__version__, "eager"
+    path = "eager" if native_library() is None or network.label == "bn" else "eager, native layer"
+    return _torch_run(network.module), torch.__version__, path
 
 
 def _compile(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
@@ -189,9 +196,9 @@ def _compile(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
     return compile_network(efficient_in_torch(network.module)), torch.__version__, "compiled"
 
 
-def _session(runtime: RuntimeName) -> Callable[[Network, _Workspace], tuple[Run, str, str]]:
+def _session(runtime: RuntimeName, *, flat: bool = False) -> Callable[[Network, _Workspace], tuple[Run, str, str]]:
     def build(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
-        session = open_session(workspace.onnx_file(network), runtime, workspace.threads)
+        session = open_session(workspace.onnx_file(network, flat=flat), runtime, workspace.threads)
         workspace.stack.enter_context(session)
         info = session.describe()
         return lambda images: session.run(images).logits, info.version, info.kernel_path
@@ -258,6 +265,13 @@ RUNTIMES: Mapping[str, Runtime] = {
     "eager": Runtime(title="PyTorch eager", build=_eager, missing=_nothing_missing),
     "compile": Runtime(title="torch.compile", build=_compile, missing=why_no_compiler),
     "onnxruntime": Runtime(title="ONNX Runtime", build=_session("onnxruntime"), missing=_needs("onnxruntime", "cpu")),
+    "onnxruntime-portable": Runtime(
+        title="ONNX Runtime, portable",
+        build=_session("onnxruntime", flat=True),
+        missing=_needs("onnxruntime", "cpu"),
+        networks=("cbn",),
+        twin="onnxruntime",
+    ),
     "openvino": Runtime(title="OpenVINO", build=_session("openvino"), missing=_needs("openvino", "openvino")),
     "tensorrt": Runtime(title="TensorRT", build=_tensorrt, missing=_why_no_tensorrt, networks=("cbn",)),
 }

@@ -110,7 +110,7 @@ def timings(entries: Sequence[Entry], outcome: Outcome, batch_sizes: Sequence[in
             calls_ns = outcome.calls_ns.get((entry.name, batch_size))
             if calls_ns is None:
                 continue
-            twin = outcome.calls_ns.get((f"bn/{entry.runtime}", batch_size)) if entry.network == "cbn" else None
+            twin = outcome.calls_ns.get((entry.twin, batch_size)) if entry.network == "cbn" else None
             is_faster_form = entry.network == "cbn" and entry.name != _PAPER
             paper = outcome.calls_ns.get((_PAPER, batch_size)) if is_faster_form else None
             rows.append(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cbn_deploy.checkpoint import file_sha256
 from cbn_deploy.errors import CheckpointError, ParityError, RuntimeUnavailableError
+from cbn_deploy.native_library import native_library
 from export.bench.candidates import RUNTIMES, Runtime
 from export.bench.plot import draw, save_plot
 from export.bench.report import BenchReport, three_digits, to_json
@@ -20,7 +21,10 @@ from export.bench.table import render
 from export.to_onnx import to_onnx
 
 QUICK = BenchOptions(
-    runtimes=("eager-paper", "eager", "onnxruntime", "openvino", "tensorrt"), batch_sizes=(1, 3), threads=1, rounds=3
+    runtimes=("eager-paper", "eager", "onnxruntime", "onnxruntime-portable", "openvino", "tensorrt"),
+    batch_sizes=(1, 3),
+    threads=1,
+    rounds=3,
 )
 
 
@@ -70,7 +74,7 @@ def test_every_candidate_agrees_and_is_measured_but_tensorrt(report):
     expected = {
         f"{network}/{name}": "measured" for name in ("eager", "onnxruntime", "openvino") for network in ("cbn", "bn")
     }
-    expected["cbn/eager-paper"] = "measured"
+    expected["cbn/eager-paper"] = expected["cbn/onnxruntime-portable"] = "measured"
     expected["cbn/tensorrt"] = "skipped"
     assert status == expected
     for candidate in report.candidates:
@@ -99,6 +103,13 @@ def test_every_measured_candidate_has_a_row_for_each_batch_size(report):
         )
 
 
+def test_the_kernel_path_is_told(report):
+    fused = "portable" if native_library() is None else "fused"
+    assert report.candidate("cbn/onnxruntime").kernel_path == fused
+    assert report.candidate("cbn/onnxruntime-portable").kernel_path == "portable"
+    assert report.candidate("bn/onnxruntime").kernel_path == "portable"
+
+
 def test_ratios_belong_to_the_right_pairs(report):
     for batch_size in (1, 3):
         medians = {
@@ -109,7 +120,8 @@ def test_ratios_belong_to_the_right_pairs(report):
         for timing in report.timings:
             if timing.batch_size == batch_size and timing.times_twin is not None:
                 own = medians[timing.candidate]
-                twin = np.median(own / medians[timing.candidate.replace("cbn/", "bn/")])
+                twin_name = timing.candidate.replace("cbn/", "bn/").removesuffix("-portable")
+                twin = np.median(own / medians[twin_name])
                 paper = np.median(medians["cbn/eager-paper"] / own)
                 assert timing.times_twin.median == pytest.approx(twin)
                 assert timing.speedup_over_paper is not None
