@@ -48,8 +48,8 @@ def onnx_domains() -> list[set[str]]:
 
 @pytest.fixture(scope="module")
 def report(checkpoint_path, stages, onnx_domains) -> BenchReport:
-    def spy(*arguments) -> onnx.ModelProto:
-        proto = to_onnx(*arguments)
+    def spy(*arguments, **options) -> onnx.ModelProto:
+        proto = to_onnx(*arguments, **options)
         onnx_domains.append({node.domain for node in proto.graph.node} | {f.domain for f in proto.functions})
         return proto
 
@@ -251,5 +251,5 @@ def test_a_batch_norm_checkpoint_is_refused(tmp_path):
 
 
 def test_the_measured_onnx_files_are_what_they_claim(report, onnx_domains):
-    """Exported once for both runtimes; the CBN file holds our op, the twin's none: a plain batch-norm network."""
-    assert onnx_domains == [{"", "cbn"}, {""}]
+    """Exported once for all runtimes: with our op, the twin without (plain batch norm), and flat for the portable path."""
+    assert onnx_domains == [{"", "cbn"}, {""}, {""}]
