@@ -44,7 +44,7 @@ def main() -> None:
     model, onnx = out / "digits" / "model.pt", out / "model.onnx"
 
     epochs = f" --set epochs={arguments.epochs}" if arguments.epochs else ""
-    bench = "--runtimes eager-paper,eager,onnxruntime,onnxruntime-portable,openvino --batch-sizes 1,32 --rounds 10"
+    bench = "--runtimes eager-paper,eager,onnxruntime,ort-portable,openvino --batch-sizes 1,32 --rounds 10"
     step(
         "1. Train on a long-tailed subset of real handwritten digits", f"cbn-train digits-lt --out {out}/digits{epochs}"
     )

@@ -265,7 +265,7 @@ RUNTIMES: Mapping[str, Runtime] = {
     "eager": Runtime(title="PyTorch eager", build=_eager, missing=_nothing_missing),
     "compile": Runtime(title="torch.compile", build=_compile, missing=why_no_compiler),
     "onnxruntime": Runtime(title="ONNX Runtime", build=_session("onnxruntime"), missing=_needs("onnxruntime", "cpu")),
-    "onnxruntime-portable": Runtime(
+    "ort-portable": Runtime(
         title="ONNX Runtime, portable",
         build=_session("onnxruntime", flat=True),
         missing=_needs("onnxruntime", "cpu"),

@@ -21,7 +21,7 @@ from export.bench.table import render
 from export.to_onnx import to_onnx
 
 QUICK = BenchOptions(
-    runtimes=("eager-paper", "eager", "onnxruntime", "onnxruntime-portable", "openvino", "tensorrt"),
+    runtimes=("eager-paper", "eager", "onnxruntime", "ort-portable", "openvino", "tensorrt"),
     batch_sizes=(1, 3),
     threads=1,
     rounds=3,
@@ -74,7 +74,7 @@ def test_every_candidate_agrees_and_is_measured_but_tensorrt(report):
     expected = {
         f"{network}/{name}": "measured" for name in ("eager", "onnxruntime", "openvino") for network in ("cbn", "bn")
     }
-    expected["cbn/eager-paper"] = expected["cbn/onnxruntime-portable"] = "measured"
+    expected["cbn/eager-paper"] = expected["cbn/ort-portable"] = "measured"
     expected["cbn/tensorrt"] = "skipped"
     assert status == expected
     for candidate in report.candidates:
@@ -106,7 +106,7 @@ def test_every_measured_candidate_has_a_row_for_each_batch_size(report):
 def test_the_kernel_path_is_told(report):
     fused = "portable" if native_library() is None else "fused"
     assert report.candidate("cbn/onnxruntime").kernel_path == fused
-    assert report.candidate("cbn/onnxruntime-portable").kernel_path == "portable"
+    assert report.candidate("cbn/ort-portable").kernel_path == "portable"
     assert report.candidate("bn/onnxruntime").kernel_path == "portable"
 
 
@@ -120,7 +120,7 @@ def test_ratios_belong_to_the_right_pairs(report):
         for timing in report.timings:
             if timing.batch_size == batch_size and timing.times_twin is not None:
                 own = medians[timing.candidate]
-                twin_name = timing.candidate.replace("cbn/", "bn/").removesuffix("-portable")
+                twin_name = timing.candidate.replace("cbn/", "bn/").replace("ort-portable", "onnxruntime")
                 twin = np.median(own / medians[twin_name])
                 paper = np.median(medians["cbn/eager-paper"] / own)
                 assert timing.times_twin.median == pytest.approx(twin)
@@ -251,5 +251,5 @@ def test_a_batch_norm_checkpoint_is_refused(tmp_path):
 
 
 def test_the_measured_onnx_files_are_what_they_claim(report, onnx_domains):
-    """Exported once for all runtimes: with our op, the twin without (plain batch norm), and flat for the portable path."""
+    """Exported once for all runtimes: with our op; the twin, plain batch norm; flat for the portable path."""
     assert onnx_domains == [{"", "cbn"}, {""}, {""}]
