@@ -28,8 +28,10 @@ class ApiKeys:
     def __init__(self, path: Path) -> None:
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"The API key file {path} cannot be read ({error}).") from error
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"The API key file {path} is not UTF-8 text; write one key a line.") from error
+        except OSError as error:
+            raise SettingsError(f"The API key file {path} cannot be read ({error.strerror}).") from error
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise SettingsError(f"The API key file {path} has no key; write one a line, or leave out --api-key-file.")

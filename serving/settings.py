@@ -98,6 +98,8 @@ def load_settings(**given: Any) -> ServingSettings:
         return ServingSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("models",) and first["type"] == "missing":
+            raise SettingsError("Say which model files to serve: cbn-serve MODEL.onnx.") from error
         name = ".".join(map(str, first["loc"][:1])) or "settings"
         message = str(first["msg"]).removeprefix("Value error, ")
         raise SettingsError(

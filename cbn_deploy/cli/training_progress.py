@@ -60,7 +60,7 @@ class ConsoleProgress(Progress):
         self._start = time.perf_counter()
         resumed = f", going on after epoch {plan.completed_epochs}" if plan.completed_epochs else ""
         self.console.print(
-            f"{plan.title}; {plan.training_images} training images, {plan.epochs} epochs on {plan.device}{resumed}",
+            f"{plan.title}; {plan.training_images} training images, epochs: {plan.epochs}, on {plan.device}{resumed}",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -129,8 +129,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """A sentence's tail that helps after an unknown word: the nearest known one, then all of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}Known are {', '.join(known)}."
+    hint = f"did you mean {near[0]!r}? Known are" if near else "known are"
+    return f"{hint} {', '.join(known)}."
 
 
 def _field_types(config: type[Any]) -> dict[str, Any]:

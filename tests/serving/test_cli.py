@@ -46,7 +46,7 @@ def test_help_has_examples() -> None:
 
 
 def test_settings_that_cannot_work(colours_path: Path, tmp_path: Path) -> None:
-    assert_one_sentence(run(), "--models")
+    assert_one_sentence(run(), "cbn-serve MODEL.onnx")
     assert_one_sentence(run(colours_path, "--max-queue", 0), "--max-queue")
     assert_one_sentence(run(colours_path, CBN_PORT="http"), "CBN_PORT")
     assert_one_sentence(run(colours_path, "--api-key-file", tmp_path / "absent"), "cannot be read")

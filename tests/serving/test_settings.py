@@ -31,7 +31,7 @@ def test_models_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({}, "--models"),
+        ({}, "cbn-serve MODEL.onnx"),
         ({"models": []}, "--models"),
         ({"models": ["a/model.onnx", "b/model.onnx"]}, "NAME=PATH"),
         ({"models": ["sp ace.onnx"]}, "NAME=PATH"),
