@@ -27,6 +27,8 @@ class LogitComparison:
         exported: (n, K) by the exported file, in batches.
         single: (m, K) by the exported file, one by one, for the inputs ``single_indices``.
         single_indices: (m,).
+        fused: (n, K) by the exported file with the native library registered; ``None`` where there is none, or no node
+            for it to run.
         eager32: (n, K) by the checkpoint in float32.
         eager64: (n, K) by the checkpoint in float64.
     """
@@ -35,6 +37,7 @@ class LogitComparison:
     exported: Array
     single: Array
     single_indices: NDArray[np.int64]
+    fused: Array | None = None
     eager32: Array
     eager64: Array
 
@@ -69,11 +72,13 @@ class LogitComparison:
     def rows(self) -> tuple[LogitParity, ...]:
         """One row a reference and group of inputs."""
         real = self.real
-        groups = (
+        groups = [
             ("real images", np.flatnonzero(real), self.exported[real]),
             ("extremes", np.flatnonzero(~real), self.exported[~real]),
             ("batch of one", self.single_indices, self.single),
-        )
+        ]
+        if self.fused is not None:
+            groups.append(("all, native kernels", np.arange(len(self.fused)), self.fused))
         limits, finite = self.limits(), self.finite
         rows = []
         for reference, expected in (("eager float32", self.eager32), ("eager float64", self.eager64)):

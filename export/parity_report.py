@@ -36,7 +36,8 @@ class LogitParity:
 
     Attributes:
         reference: "eager float32", or "eager float64".
-        group: "real images", "extremes", or "batch of one" (some of both, run one by one).
+        group: "real images", "extremes", or "batch of one" (some of both, run one by one) or "all, native kernels"
+            (by the native library, where it is installed; the other groups run the op's standard-ops bodies).
         inputs: how many.
         max_error: largest absolute difference.
         of_limit: largest difference as a fraction of that input's limit; above 1 fails.

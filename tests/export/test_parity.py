@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from cbn_deploy.checkpoint import load_checkpoint, load_model
 from cbn_deploy.errors import ParityError
+from cbn_deploy.native_library import native_library
 from cbn_deploy.norm import freeze
 from export import ExportResult
 from export.inputs import REAL, ParityInputs
@@ -65,10 +67,11 @@ def test_the_full_gate_s_report(exported: ExportResult) -> None:
         assert 0 < op.of_limit < 1
         assert op.values >= 256 * 64 * 16
     rows = {(row.reference, row.group): row for row in report.logits}
-    assert len(rows) == 6
+    assert len(rows) == (6 if native_library() is None else 8)
     assert rows["eager float32", "real images"].inputs == 64
     assert rows["eager float32", "extremes"].inputs == 192
     assert rows["eager float64", "batch of one"].inputs == 16
+    assert (("eager float32", "all, native kernels") in rows) == (native_library() is not None)
     assert all(0 < row.of_limit < 1 for row in rows.values())
     assert json.loads(json.dumps(report.to_dict()))["limits"] == {name: row.value for name, row in LIMITS.items()}
 
@@ -186,6 +189,12 @@ class TestLogitComparison:
         rough = exact + np.array([[1e-3, 0.0], [0.0, 0.0]])
         np.testing.assert_allclose(comparison(exact, rough, exact, "white").limits(), 4e-3)
         np.testing.assert_allclose(comparison(exact, rough, exact).limits(), 1e-4)
+
+    def test_native_kernels_are_judged_like_the_portable_body(self) -> None:
+        exact = np.array([[0.5, -0.2], [0.4, 0.1]])
+        good = comparison(exact, exact, exact)
+        assert max(row.of_limit for row in dataclasses.replace(good, fused=exact).rows()) == 0
+        assert max(row.of_limit for row in dataclasses.replace(good, fused=exact + 1e-3).rows()) > 1
 
     def test_top1_of_a_clear_winner_must_agree(self) -> None:
         exact = np.array([[1.0, 0.0], [0.0, 1.0]])
