@@ -77,5 +77,5 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 
 def test_tables_have_a_row_for_everything(exported) -> None:
-    assert parity_table(exported.parity).row_count == 6 + 19
+    assert parity_table(exported.parity).row_count == len(report.logits) + 19
     assert summary_table(exported).row_count == 2 + 2 + 1
