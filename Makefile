@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## train on real digits, export, compare, serve, classify over HTTP (about 5 minutes after downloads)
+demo: ## train on real digits, export, compare, serve, classify over HTTP (about 4 minutes after downloads)
 	$(PYTHON) scripts/setup_env.py $(VENV) demo
 	$(BIN)/python scripts/demo.py
 
