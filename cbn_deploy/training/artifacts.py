@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from cbn_deploy.checkpoint import Checkpoint
 from cbn_deploy.data import LongTailedData, evaluation_batches
+from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import mixture_health
 from cbn_deploy.runtime import ModelDescription
 from cbn_deploy.training.evaluation import evaluate_predictions, most_confused
@@ -106,11 +106,12 @@ def device_name(device: torch.device) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what makes the numbers."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    try:
-        return {"cbn-deploy": version("cbn-deploy"), **versions}
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return versions
+    return {
+        **package_versions(["cbn-deploy"]),  # absent from a source tree that was never installed
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def balanced_sample(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
