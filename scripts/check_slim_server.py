@@ -13,10 +13,10 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
+
+from running_server import running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -73,40 +73,13 @@ def check_absent(python: Path) -> None:
 
 
 def classify(python: Path, model: Path) -> str:
-    """Start the server, wait until it is ready, send one real digit, stop it."""
-    server = subprocess.Popen(
-        [str(python.with_name("cbn-serve")), str(model), "--port", "0"],
-        cwd=model.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        url = announced_url(server)
+    """Start the server, send one real digit, stop it."""
+    command = [str(python.with_name("cbn-serve")), str(model), "--port", "0"]
+    with running_server(command, model.with_suffix(".log")) as url:
         request = urllib.request.Request(f"{url}/v1/classify", digit_png(), {"Content-Type": "image/png"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             label: str = json.load(answer)["results"][0]["predictions"][0]["label"]
-        return label
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def announced_url(server: subprocess.Popen[str]) -> str:
-    """The address in the server's first log lines, once it answers."""
-    for line in server.stdout or ():
-        url = json.loads(line).get("url") if line.startswith("{") else None
-        if url:
-            break
-    else:
-        sys.exit("the server ended before it was ready")
-    for _ in range(100):
-        try:
-            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5):
-                return str(url)
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    sys.exit("the server did not become ready")
+    return label
 
 
 def digit_png() -> bytes:

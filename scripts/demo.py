@@ -12,17 +12,15 @@ import shlex
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from demo_picture import draw_picture
 from PIL import Image
 from rich.console import Console
+from running_server import running_server
 
 from cbn_deploy.data import DataConfig, load_data
 
@@ -78,7 +76,7 @@ def serve_and_classify(model: Path, out: Path) -> list[dict[str, Any]]:
     files = write_images(out / "images")
     command = ["cbn-serve", str(model), "--port", "0"]
     console.print(f"$ {shlex.join(command)}", style="cyan", highlight=False, markup=False)
-    with server(command, out / "server.log") as url:
+    with running_server([str(BIN / command[0]), *command[1:]], out / "server.log") as url:
         console.print(
             f"$ curl -F image=@{files[0][0]} {url}/v1/classify",
             style="cyan",
@@ -108,39 +106,6 @@ def write_images(folder: Path) -> list[tuple[Path, str]]:
             Image.fromarray(data.test.pixels(index)).save(path)
             files.append((path, name))
     return files
-
-
-@contextmanager
-def server(command: list[str], log: Path) -> Iterator[str]:
-    """The running server's address; it is drained and stopped at the end."""
-    with log.open("w") as output:
-        process = subprocess.Popen([str(BIN / command[0]), *command[1:]], stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield wait_until_ready(process, log)
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """The address that the server logged, once /v2/health/ready answers 200."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text().splitlines():
-            url = json.loads(line).get("url") if line.startswith("{") else None
-            if url and answers_ready(url):
-                return str(url)
-        time.sleep(0.1)
-    sys.exit(f"The server did not become ready; its log is {log}.")
-
-
-def answers_ready(url: str) -> bool:
-    """One probe."""
-    try:
-        with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def classify(url: str, files: list[Path]) -> list[dict[str, Any]]:

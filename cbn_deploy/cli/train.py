@@ -80,8 +80,8 @@ def train(
 
 def main() -> None:
     """Entry point of ``cbn-train``."""
-    # torch's OpenMP threads wait for each other by spinning; beside one other busy process that turns a step of 0.2 s
-    # into one of seconds. Sleeping costs a tenth on an idle machine. Read when torch is first imported.
+    # torch's OpenMP threads wait for each other by spinning; beside another busy process that stalls every step,
+    # and sleeping costs little on an idle machine. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run_cli(app)
 
