@@ -3,4 +3,4 @@
 #define CBN_REGISTERS 16
 #define CBN_KERNELS kAvx2Kernels
 #define CBN_NAME "avx2"
-#include "kernel_tile.inc"
+#include "kernels.inc"

@@ -3,4 +3,4 @@
 #define CBN_REGISTERS 32
 #define CBN_KERNELS kAvx512Kernels
 #define CBN_NAME "avx512"
-#include "kernel_tile.inc"
+#include "kernels.inc"

@@ -3,4 +3,4 @@
 #define CBN_REGISTERS 16
 #define CBN_KERNELS kBaselineKernels
 #define CBN_NAME "baseline"
-#include "kernel_tile.inc"
+#include "kernels.inc"
