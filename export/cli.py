@@ -1,17 +1,22 @@
-"""``cbn-export``: a checkpoint becomes one self-describing ``model.onnx``."""
+"""``cbn-export``: a checkpoint becomes one self-describing ``model.onnx``, or a TensorRT engine made from it."""
 
 from __future__ import annotations
 
 import enum
+import tempfile
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, List, Optional  # noqa: UP035 - as below
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.cli import run_cli
-from export.render import parity_table, summary_table
+from export.render import engine_table, parity_table, summary_table
+
+if TYPE_CHECKING:
+    from export.pipeline import ExportOptions
+    from export.tensorrt import EngineOptions
 
 __all__ = ["app", "main"]
 
@@ -28,19 +33,28 @@ class Target(str, enum.Enum):
     """Kind of file to write."""
 
     ONNX = "onnx"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 @app.command(
     epilog="Examples:\n\n"
     "  cbn-export runs/digits-lt/model.pt\n\n"
     "  cbn-export model.pt -o deploy/model.onnx --with-posterior\n\n"
-    "  cbn-export model.pt -o flat.onnx --inline   (for OpenVINO and other readers without ONNX functions)"
+    "  cbn-export model.pt -o flat.onnx --inline   (for OpenVINO and other readers without ONNX functions)\n\n"
+    "  cbn-export model.pt --target tensorrt-rtx --compute-capability 8.9   (needs no GPU)"
 )
 def export_model(
-    checkpoint: Annotated[Path, typer.Argument(metavar="MODEL.pt", help="Checkpoint made by cbn-train.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL.pt", help="Checkpoint made by cbn-train; for an engine also an exported MODEL.onnx."
+        ),
+    ],
     output: Annotated[
         Optional[Path],  # noqa: UP045 - typer evaluates annotations on Python 3.10 too
-        typer.Option("--output", "-o", help="File to write; by default MODEL.onnx beside the checkpoint."),
+        typer.Option(
+            "--output", "-o", help="File to write; by default MODEL.onnx or MODEL.engine beside the checkpoint."
+        ),
     ] = None,
     inline: Annotated[
         bool, typer.Option("--inline", help="Write a flat graph of standard ops, without the cbn op.")
@@ -51,6 +65,17 @@ def export_model(
     ] = False,
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the exported file.")] = Precision.FP32,
     target: Annotated[Target, typer.Option(help="Kind of file to write.")] = Target.ONNX,
+    batch_sizes: Annotated[
+        str,
+        typer.Option(metavar="MIN,OPT,MAX", help="Batches that an engine accepts; it is tuned for the middle one."),
+    ] = "1,8,32",
+    compute_capability: Annotated[
+        Optional[List[str]],  # noqa: UP006, UP045
+        typer.Option(
+            metavar="X.Y",
+            help="GPU to build a TensorRT-RTX engine for; repeat it for several. By default 8.6, 8.9 and 12.0.",
+        ),
+    ] = None,
     data: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of images for the parity check; by default those stored in the checkpoint."),
@@ -63,19 +88,36 @@ def export_model(
         ),
     ] = False,
 ) -> None:
-    """Export a checkpoint to ONNX.
+    """Export a checkpoint to ONNX, or through ONNX to a TensorRT engine.
 
     The file appears only after every layer and the logits have been compared with the checkpoint, in float32 and in
     float64, on real images and on extremes. It runs on any ONNX runtime and carries everything that a server needs.
     """
     # torch and onnx take seconds to import; --help and usage errors should not.
-    from export.pipeline import ExportOptions, export_checkpoint
+    from export.pipeline import ExportOptions
 
-    del precision, target  # one choice each so far
-    output = output or checkpoint.with_suffix(".onnx")
+    del precision  # one choice so far
     options = ExportOptions(inline=inline, with_posterior=with_posterior, data=data, allow_rounding=allow_rounding)
+    if target is Target.ONNX:
+        if compute_capability:
+            raise typer.BadParameter("--compute-capability goes with --target tensorrt-rtx.")
+        _export(checkpoint, output or checkpoint.with_suffix(".onnx"), options)
+        return
+    from export.tensorrt import EngineOptions
+
+    engine_options = EngineOptions(
+        runtime="tensorrt-rtx",
+        batch_sizes=_batch_sizes(batch_sizes),
+        compute_capabilities=tuple(dict.fromkeys(compute_capability or ())),
+    )
+    _export_engine(checkpoint, output or checkpoint.with_suffix(".engine"), options, engine_options)
+
+
+def _export(checkpoint: Path, output: Path, options: ExportOptions) -> None:
+    from export.pipeline import export_checkpoint
+
     with _progress() as bar:
-        task = bar.add_task("Exporting and checking parity", total=options.inputs)
+        task = bar.add_task("Exporting and checking parity", total=None)
         result = export_checkpoint(
             checkpoint, output, options, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
@@ -92,6 +134,38 @@ def export_model(
             "The checkpoint carries no sample images, so parity was checked on extremes only; add --data FOLDER.",
             style="yellow",
         )
+
+
+def _export_engine(checkpoint: Path, output: Path, options: ExportOptions, engine_options: EngineOptions) -> None:
+    """Through a parity-gated ONNX file, or from one that exists already."""
+    from export.tensorrt import build_engine, check_engine
+
+    check_engine(output, engine_options)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = checkpoint
+        if checkpoint.suffix != ".onnx":
+            onnx = Path(folder) / checkpoint.with_suffix(".onnx").name
+            _export(checkpoint, onnx, options)
+        with _progress() as bar:
+            task = bar.add_task("Building the engine", total=None)
+            result = build_engine(
+                onnx,
+                output,
+                engine_options,
+                progress=lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total),
+            )
+    Console().print(engine_table(result))
+
+
+def _batch_sizes(text: str) -> tuple[int, int, int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+        smallest, optimal, largest = sizes if len(sizes) == 3 else sizes * 3
+    except ValueError:
+        smallest, optimal, largest = 0, 0, 0
+    if not 1 <= smallest <= optimal <= largest:
+        raise typer.BadParameter(f"--batch-sizes must be like 1,8,32 (smallest, optimal, largest) or 8, not {text}.")
+    return smallest, optimal, largest
 
 
 def _progress() -> Progress:

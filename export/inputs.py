@@ -12,10 +12,15 @@ from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import ALLOWED_FORMATS, decode_image, normalize, resize
 
-__all__ = ["EXTREMES", "REAL", "ParityInputs", "read_images"]
+__all__ = ["EXTREMES", "REAL", "ParityInputs", "default_count", "read_images"]
 
 REAL = "real image"
 _SUFFIXES = {".jpg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)}
+
+# Inputs for images of up to 64 x 64 pixels, and the fewest for larger ones: a ResNet-50 at 224 x 224 takes seconds an
+# input, in float32, in float64 and with every activation looked at.
+_MOST, _FEWEST = 256, 64
+_SMALL_IMAGE = 64 * 64
 
 Pixels = NDArray[np.uint8]
 _Extreme = Callable[[np.random.Generator, Preprocessing], NDArray[np.float32]]
@@ -147,6 +152,12 @@ class ParityInputs:
         if index < len(self._real):
             return normalize(self._real[index], self._preprocessing)
         return EXTREMES[self.kind(index)](np.random.default_rng((self._seed, index)), self._preprocessing)
+
+
+def default_count(preprocessing: Preprocessing) -> int:
+    """How many inputs the gate uses unless told otherwise: 256, fewer in proportion for larger images, at least 64."""
+    pixels = preprocessing.height * preprocessing.width
+    return max(_FEWEST, min(_MOST, _MOST * _SMALL_IMAGE // pixels))
 
 
 def read_images(folder: Path, preprocessing: Preprocessing, limit: int) -> Pixels:

@@ -21,7 +21,7 @@ from cbn_deploy.errors import OutputError
 from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import freeze
 from cbn_deploy.runtime.description import ModelDescription
-from export.inputs import ParityInputs, read_images
+from export.inputs import ParityInputs, default_count, read_images
 from export.op_sites import find_sites
 from export.parity import SEED, Progress, check_parity
 from export.parity_report import ParityReport
@@ -41,7 +41,8 @@ class ExportOptions:
         inline: write the op's standard-ops body in place of its nodes, for readers without function support.
         with_posterior: every layer's posterior becomes an output ``posterior.<layer>``.
         data: folder of images for the parity gate, in place of those that the checkpoint carries.
-        inputs: how many inputs the parity gate uses.
+        inputs: how many inputs the parity gate uses; ``None``: 256, and down to 64 for larger images
+            (:func:`export.inputs.default_count`).
         allow_rounding: export a network that amplifies float32's own rounding beyond the limit on logits, if every node
             keeps its limit.
     """
@@ -49,7 +50,7 @@ class ExportOptions:
     inline: bool = False
     with_posterior: bool = False
     data: Path | None = None
-    inputs: int = 256
+    inputs: int | None = None
     allow_rounding: bool = False
 
 
@@ -100,7 +101,8 @@ def export_checkpoint(
     _check_output(checkpoint, output)
     model = load_model(loaded)
     preprocessing = loaded.description.preprocessing
-    inputs = ParityInputs(preprocessing, _real_images(loaded, options), options.inputs, SEED)
+    count = default_count(preprocessing) if options.inputs is None else options.inputs
+    inputs = ParityInputs(preprocessing, _real_images(loaded, options.data, count), count, SEED)
     example = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
     graph = build_graph(freeze(model), example, with_posterior=options.with_posterior)
     sites = find_sites(graph)
@@ -136,10 +138,10 @@ def _check_output(checkpoint: Path, output: Path) -> None:
     check_writable(output.parent, needed_bytes=2 * checkpoint.stat().st_size)
 
 
-def _real_images(checkpoint: Checkpoint, options: ExportOptions) -> NDArray[np.uint8]:
+def _real_images(checkpoint: Checkpoint, data: Path | None, count: int) -> NDArray[np.uint8]:
     preprocessing = checkpoint.description.preprocessing
-    if options.data is not None:
-        return read_images(options.data, preprocessing, limit=options.inputs // 2)
+    if data is not None:
+        return read_images(data, preprocessing, limit=count // 2)
     if checkpoint.sample_images is None:
         return np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)
     samples: NDArray[np.uint8] = checkpoint.sample_images.numpy()
