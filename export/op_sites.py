@@ -28,6 +28,7 @@ class OpSite:
         residual: name of the value it adds, or ``None``.
         y: name of its result.
         tables: its constants.
+        dtype: of X, residual and Y: float32 or float16.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class OpSite:
     residual: str | None
     y: str
     tables: OpTables
+    dtype: type[np.floating] = np.float32
 
 
 def find_sites(graph: ir.Model) -> list[OpSite]:
@@ -48,12 +50,14 @@ def find_sites(graph: ir.Model) -> list[OpSite]:
 
 
 def tap(model: onnx.ModelProto, sites: Sequence[OpSite]) -> onnx.ModelProto:
-    """A copy of ``model`` that also returns what every site reads and writes (float32)."""
+    """A copy of ``model`` that also returns what every site reads and writes, in the site's dtype."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     present = {output.name for output in model.graph.output} | {value.name for value in model.graph.input}
-    for name in sorted({name for site in sites for name in (site.x, site.residual, site.y) if name} - present):
-        tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    dtypes = {name: site.dtype for site in sites for name in (site.x, site.residual, site.y) if name}
+    for name in sorted(dtypes.keys() - present):
+        element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtypes[name]))
+        tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
     return tapped
 
 
@@ -77,6 +81,7 @@ def _site(op: OpNode) -> OpSite:
             DEFAULT_EPSILON if epsilon is None else epsilon.as_float(),
             DEFAULT_DENSITY_SCALE if density_scale is None else density_scale.as_float(),
         ),
+        dtype=np.float16 if op.inputs["X"].dtype == ir.DataType.FLOAT16 else np.float32,
     )
 
 
