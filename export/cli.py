@@ -15,7 +15,8 @@ from cbn_deploy.cli import run_cli
 from export.render import engine_table, parity_table, summary_table
 
 if TYPE_CHECKING:
-    from export.pipeline import ExportOptions
+    from export.parity_report import ParityReport
+    from export.pipeline import ExportOptions, ExportResult
     from export.tensorrt import EngineOptions
 
 __all__ = ["app", "main"]
@@ -101,7 +102,9 @@ def export_model(
     if target is Target.ONNX:
         if compute_capability:
             raise typer.BadParameter("--compute-capability goes with --target tensorrt-rtx.")
-        _export(checkpoint, output or checkpoint.with_suffix(".onnx"), options)
+        result = _export(checkpoint, output or checkpoint.with_suffix(".onnx"), options)
+        Console().print(summary_table(result))
+        _print_parity(result.parity)
         return
     from export.tensorrt import EngineOptions
 
@@ -113,23 +116,25 @@ def export_model(
     _export_engine(checkpoint, output or checkpoint.with_suffix(".engine"), options, engine_options)
 
 
-def _export(checkpoint: Path, output: Path, options: ExportOptions) -> None:
+def _export(checkpoint: Path, output: Path, options: ExportOptions) -> ExportResult:
     from export.pipeline import export_checkpoint
 
     with _progress() as bar:
         task = bar.add_task("Exporting and checking parity", total=None)
-        result = export_checkpoint(
+        return export_checkpoint(
             checkpoint, output, options, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
+
+
+def _print_parity(parity: ParityReport) -> None:
     console = Console()
-    console.print(summary_table(result))
-    console.print(parity_table(result.parity))
-    if not result.parity.logits_judged:
+    console.print(parity_table(parity))
+    if not parity.logits_judged:
         console.print(
             "The network amplifies float32's own rounding, so the logits were not judged, only every node.",
             style="yellow",
         )
-    if result.parity.real_images == 0:
+    if parity.real_images == 0:
         console.print(
             "The checkpoint carries no sample images, so parity was checked on extremes only; add --data FOLDER.",
             style="yellow",
@@ -145,7 +150,7 @@ def _export_engine(checkpoint: Path, output: Path, options: ExportOptions, engin
         onnx = checkpoint
         if checkpoint.suffix != ".onnx":
             onnx = Path(folder) / checkpoint.with_suffix(".onnx").name
-            _export(checkpoint, onnx, options)
+            _print_parity(_export(checkpoint, onnx, options).parity)
         with _progress() as bar:
             task = bar.add_task("Building the engine", total=None)
             result = build_engine(

@@ -9,8 +9,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from export.parity_report import ParityReport
     from export.pipeline import ExportResult
+    from export.tensorrt import EngineResult
 
-__all__ = ["parity_table", "summary_table"]
+__all__ = ["engine_table", "parity_table", "summary_table"]
 
 
 def summary_table(result: ExportResult) -> Table:
@@ -44,4 +45,19 @@ def parity_table(report: ParityReport) -> Table:
         table.add_row(what, row.reference, f"{row.max_error:.1e}", f"{row.of_limit:.1%}", row.worst_input)
     for op in report.ops:
         table.add_row(op.layer, "float64 formula", f"{op.max_error:.1e}", f"{op.of_limit:.1%}", op.worst_input)
+    return table
+
+
+def engine_table(result: EngineResult) -> Table:
+    """What was built: file, package, GPUs, batches, what runs."""
+    table = Table(title=f"Built {result.path.name}", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    description = result.description
+    smallest, optimal, largest = description.batch_sizes
+    table.add_row("file", f"{result.path}, {result.size / 1e6:.2f} MB, described by {result.path.name}.json")
+    table.add_row("for", f"{description.runtime} {description.version}")
+    table.add_row("compute capability", ", ".join(description.compute_capabilities))
+    table.add_row("batch", f"{smallest} to {largest}, tuned for {optimal}")
+    table.add_row("mixture layers", description.implementation)
     return table
