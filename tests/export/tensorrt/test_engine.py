@@ -8,15 +8,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from cbn_deploy.errors import EngineError, ModelFileError, OutputError, RuntimeUnavailableError
 from cbn_deploy.runtime.engine_file import TensorSpec, description_path, read_engine_file
+from cbn_deploy.runtime.factory import open_session
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export import ExportResult
 from export.cli import main
 from export.tensorrt import EngineOptions, EngineResult, build_engine
+from tests.reference.tolerances import tolerance
 
 NEEDS_RTX = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed"
@@ -59,6 +62,22 @@ def test_an_engine_for_one_gpu_generation(engine, exported: ExportResult, capabi
     assert file.description.outputs == (TensorSpec("logits", "float32", (None, 10)),)
     # Every weight of the network is in the engine.
     assert result.size > sum(len(t.raw_data) for t in onnx.load(exported.path).graph.initializer)
+
+
+@NEEDS_RTX
+def test_the_engine_runs_where_there_is_such_a_gpu_and_says_why_not_elsewhere(engine, exported: ExportResult) -> None:
+    path = engine("8.6", "8.9", "12.0").path
+    images = np.random.default_rng(0).standard_normal((33, 3, 32, 32)).astype(np.float32)  # more than one batch
+    try:
+        session = open_session(path)
+    except (RuntimeUnavailableError, ModelFileError) as error:
+        reason = str(error)
+        assert "cuda-bindings" in reason or "NVIDIA GPU" in reason or "build it again here" in reason
+        pytest.skip(f"the engine is built, but cannot run here: {reason}")
+    with session, open_session(exported.path) as reference:
+        found, expected = session.run(images).logits, reference.run(images).logits
+        np.testing.assert_allclose(found, expected, **tolerance("runtime model"))
+        assert all(time > 0 for time in session.device_milliseconds(images[:8], calls=3))
 
 
 @NEEDS_RTX
