@@ -12,7 +12,7 @@ from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import ALLOWED_FORMATS, decode_image, normalize, resize
 
-__all__ = ["EXTREMES", "REAL", "ParityInputs", "default_count", "read_images"]
+__all__ = ["EXTREMES", "REAL", "ParityInputs", "default_count", "image_files", "read_images"]
 
 REAL = "real image"
 _SUFFIXES = {".jpg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)}
@@ -169,13 +169,23 @@ def read_images(folder: Path, preprocessing: Preprocessing, limit: int) -> Pixel
     Raises:
         DataError: the folder does not exist, holds no image, or holds one that cannot be read.
     """
+    paths = image_files(folder)
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)]
+    return np.stack([_read(path, preprocessing) for path in chosen])
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image file under ``folder``, sorted, at least one.
+
+    Raises:
+        DataError: the folder does not exist or holds no image.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder of images.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not paths:
         raise DataError(f"{folder} holds no JPEG, PNG, WebP or BMP file; give a folder of images.")
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)]
-    return np.stack([_read(path, preprocessing) for path in chosen])
+    return paths
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Pixels:

@@ -60,11 +60,19 @@ def check_ops(
 
 
 class TappedModel:
-    """An exported graph that also returns what every site reads and writes."""
+    """An exported graph that also returns what every site reads and writes.
+
+    Float16 nodes are run once more, each alone, on what the graph says they read: a runtime without float16 arithmetic
+    computes in float32 and leaves out the rounding between one node and the next, so their results in the graph belong
+    to other inputs.
+    """
 
     def __init__(self, exported: onnx.ModelProto, sites: Sequence[OpSite], native: NativeLibrary | None = None) -> None:
         self._session = ort_session(tap(exported, sites), native)
         self._names = [output.name for output in self._session.get_outputs()]
+        self._alone = [
+            (site, ort_session(_node_alone(exported, site), native)) for site in sites if site.dtype == np.float16
+        ]
 
     def feed(
         self, ops: Sequence[OpComparison], images: NDArray[np.float32], kinds: Sequence[str], rng: np.random.Generator
@@ -73,6 +81,9 @@ class TappedModel:
         values = dict(zip(self._names, self._session.run(self._names, {INPUT_NAME: images}), strict=True))
         # A model whose first layer is the op has its input among the values it reads.
         values[INPUT_NAME] = images
+        for site, session in self._alone:
+            feeds = {name: values[name] for name in (site.x, site.residual) if name is not None}
+            values[site.y] = session.run([site.y], feeds)[0]
         for op in ops:
             op.compare(values, kinds, rng)
 
@@ -80,6 +91,26 @@ class TappedModel:
         """Batches of 2 to 16, as many as the tapped activations' memory allows."""
         per_image = sum(array.nbytes for array in self._session.run(None, {INPUT_NAME: inputs.batch([0])}))
         yield from in_batches(len(inputs), int(np.clip(_BATCH_BYTES // per_image, 2, _BATCH)))
+
+
+def _node_alone(exported: onnx.ModelProto, site: OpSite) -> onnx.ModelProto:
+    """A model of one node of ``exported``, its tables and its function."""
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
+    (node,) = [node for node in exported.graph.node if node.name == site.layer]
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(site.dtype))
+    tables = [tensor for tensor in exported.graph.initializer if tensor.name in node.input]
+    # X and residual may be the same value.
+    inputs = dict.fromkeys(name for name in (site.x, site.residual) if name is not None)
+    graph = onnx.helper.make_graph(
+        [node],
+        site.layer,
+        [onnx.helper.make_tensor_value_info(name, element, None) for name in inputs],
+        [onnx.helper.make_tensor_value_info(site.y, element, None)],
+        tables,
+    )
+    model.graph.CopyFrom(graph)
+    return model
 
 
 def in_batches(count: int, size: int = _BATCH) -> Iterator[list[int]]:
