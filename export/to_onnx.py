@@ -22,6 +22,8 @@ from export.op import DOMAIN, PLAIN, VERSION, op_schema
 from export.passes import (
     AddPosteriorOutputsPass,
     AttachFunctionsPass,
+    FoldLinearAfterPass,
+    FoldLinearBeforePass,
     FuseAddReluPass,
     FuseReluPass,
     InlineFunctionsPass,
@@ -68,9 +70,10 @@ def build_graph(model: nn.Module, example: Tensor, *, with_posterior: bool = Fal
     onnxscript.optimizer.optimize(graph)
     common_passes.ClearMetadataAndDocStringPass()(graph)
     graph.ir_version = IR_VERSION
+    fold = [FoldLinearBeforePass(), FoldLinearAfterPass(), common_passes.RemoveUnusedNodesPass()]
     fuse = [FuseAddReluPass(), FuseReluPass()]
     posterior = [AddPosteriorOutputsPass()] if with_posterior else []
-    ir.passes.Sequential(*fuse, *posterior, PluginAttributesPass(), AttachFunctionsPass())(graph)
+    ir.passes.Sequential(*fold, *fuse, *posterior, PluginAttributesPass(), AttachFunctionsPass())(graph)
     return graph
 
 

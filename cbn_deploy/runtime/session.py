@@ -24,9 +24,9 @@ class SessionInfo:
     """Which code answers, for logs, metrics and benchmark tables.
 
     Attributes:
-        runtime: "onnxruntime", "openvino" or "torch".
+        runtime: "onnxruntime", "openvino", "torch", "tensorrt" or "tensorrt-rtx".
         version: version of that package.
-        kernel_path: "fused" (our native op), "portable" (the op's standard-ops body), "eager" (torch).
+        kernel_path: "fused" (our native op or plugin), "portable" (the op's standard-ops body), "eager" (torch).
         instruction_set: what the native kernels in use are compiled for, such as "avx512"; ``None``: none are in use.
         block: channels of a block, where the native kernels keep onnxruntime's blocked layout; ``None``: they do not.
         threads: intra-op threads.

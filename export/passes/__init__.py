@@ -7,6 +7,8 @@ Every pass states what it requires and what it ensures, changes the model in pla
 from export.passes.add_posterior_outputs import AddPosteriorOutputsPass
 from export.passes.attach_functions import AttachFunctionsPass
 from export.passes.describe import DescribePass
+from export.passes.fold_linear_after import FoldLinearAfterPass
+from export.passes.fold_linear_before import FoldLinearBeforePass
 from export.passes.fuse_add_relu import FuseAddReluPass
 from export.passes.fuse_relu import FuseReluPass
 from export.passes.inline import InlineFunctionsPass
@@ -17,6 +19,8 @@ __all__ = [
     "AddPosteriorOutputsPass",
     "AttachFunctionsPass",
     "DescribePass",
+    "FoldLinearAfterPass",
+    "FoldLinearBeforePass",
     "FuseAddReluPass",
     "FuseReluPass",
     "InlineFunctionsPass",
