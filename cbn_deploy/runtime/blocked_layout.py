@@ -44,8 +44,8 @@ def blocked_session(content: bytes, make_options: Callable[[], Any]) -> tuple[An
         make_options: onnxruntime SessionOptions with the library of the op registered, new ones at every call.
 
     Returns:
-        The InferenceSession, and the channels of a block; ``None``: tensors are reordered around the op's nodes, because
-        this onnxruntime has no blocked layout or no node can use it.
+        The InferenceSession, and the channels of a block; ``None``: tensors are reordered around the op's nodes,
+        because this onnxruntime has no blocked layout or no node can use it.
 
     Raises:
         Exception: onnxruntime cannot load the model.
@@ -106,7 +106,7 @@ def _same_answers(planar: Any, blocked: Any) -> bool:
 
 @functools.cache
 def block_channels() -> int | None:
-    """Channels of one block in this onnxruntime on this machine; ``None``: no blocked layout, or not the one we know."""
+    """Channels of a block in this onnxruntime on this machine; ``None``: no blocked layout, or not the one we know."""
     channels, pixels = 32, 3
     values = np.arange(2 * channels * pixels, dtype=np.float32).reshape(2, channels, 1, pixels)
     graph = helper.make_graph(
@@ -156,7 +156,7 @@ def keep_blocked(model: onnx.ModelProto, block: int) -> int:
 
 
 class _Rewriting:
-    """One pass over the sorted nodes. A planar value has a blocked twin where a reordering or a replaced node makes it."""
+    """One pass over the sorted nodes; a planar value has a blocked twin where a reordering or a replaced node makes it."""
 
     def __init__(self, graph: GraphProto, block: int) -> None:
         self._graph = graph
@@ -172,7 +172,7 @@ class _Rewriting:
             for i, name in enumerate(node.input):
                 node.input[i] = self._renamed.get(name, name)
             nodes += self._visit(node)
-        return list(_needed(nodes, {output.name for output in self._graph.output}))
+        return _needed(nodes, {output.name for output in self._graph.output})
 
     def _visit(self, node: NodeProto) -> Iterable[NodeProto]:
         if _is_reorder(node, "ReorderOutput"):
@@ -233,11 +233,12 @@ def _is_reorder(node: NodeProto, op_type: str) -> bool:
     return not any(attribute.name == "channels_last" and attribute.i for attribute in node.attribute)
 
 
-def _needed(nodes: list[NodeProto], outputs: set[str]) -> Iterable[NodeProto]:
+def _needed(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
     """The nodes that something reads, in order."""
-    wanted, kept = set(outputs), []
+    wanted = set(outputs)
+    kept: list[NodeProto] = []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
             kept.append(node)
             wanted.update(node.input)
-    return reversed(kept)
+    return kept[::-1]
