@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
 from cbn_deploy.native_library import OP_DOMAIN
 
@@ -33,6 +33,8 @@ _FORMS = {
     "CompoundBatchNormalizationAddRelu": 1,
 }
 _KEPT_ATTRIBUTES = ("epsilon", "density_scale")
+# What onnxruntime's blocked pooling knows.
+_POOLING_ATTRIBUTES = {"auto_pad", "kernel_shape", "dilations", "strides", "pads", "ceil_mode"}
 _log = logging.getLogger(__name__)
 
 
@@ -156,13 +158,14 @@ def keep_blocked(model: onnx.ModelProto, block: int) -> int:
 
 
 class _Rewriting:
-    """One pass over the sorted nodes; a planar value has a blocked twin where a reordering or a replaced node makes it."""
+    """One pass over the sorted nodes. A planar value has a blocked twin once a reordering or a new node made one."""
 
     def __init__(self, graph: GraphProto, block: int) -> None:
         self._graph = graph
         self._block = block
         self._shapes = {table.name: tuple(table.dims) for table in graph.initializer}
         self._blocked: dict[str, str] = {}  # planar value -> its blocked twin
+        self._channels: dict[str, int] = {}  # of these planar values
         self._renamed: dict[str, str] = {}  # blocked value -> the equal one that replaces it
         self.replaced = 0
 
@@ -177,6 +180,7 @@ class _Rewriting:
     def _visit(self, node: NodeProto) -> Iterable[NodeProto]:
         if _is_reorder(node, "ReorderOutput"):
             self._blocked[node.output[0]] = node.input[0]
+            self._channels[node.output[0]] = next(a.i for a in node.attribute if a.name == "channels")
         elif _is_reorder(node, "ReorderInput"):
             twin = self._blocked.get(node.input[0])
             if twin is not None:
@@ -184,8 +188,18 @@ class _Rewriting:
                 return []
             self._blocked[node.input[0]] = node.output[0]
         elif self._can_be_blocked(node):
-            return self._replace(node)
+            self.replaced += 1
+            return self._replace_op(node)
+        elif self._is_blocked_pooling(node):
+            return self._replace(node, _BLOCKED_DOMAIN, list(node.attribute), list(node.input))
         return [node]
+
+    def _is_blocked_pooling(self, node: NodeProto) -> bool:
+        """Whether the pooling reads what the op wrote; onnxruntime itself saw a planar tensor there."""
+        if node.domain or node.op_type != "MaxPool" or len(node.output) != 1:
+            return False
+        known = {attribute.name for attribute in node.attribute} <= _POOLING_ATTRIBUTES
+        return known and self._channels.get(node.input[0], 1) % self._block == 0
 
     def _can_be_blocked(self, node: NodeProto) -> bool:
         if node.domain != OP_DOMAIN or node.op_type not in _FORMS or node.input[0] not in self._blocked:
@@ -193,36 +207,41 @@ class _Rewriting:
         shape = self._shapes.get(node.input[-1], ())
         return len(shape) == 2 and shape[1] % self._block == 0
 
-    def _replace(self, node: NodeProto) -> Iterable[NodeProto]:
-        self.replaced += 1
+    def _replace_op(self, node: NodeProto) -> Iterable[NodeProto]:
         inputs = list(node.input)
-        inputs[0] = self._blocked[inputs[0]]
-        if _FORMS[node.op_type]:
+        self._channels[inputs[0]] = self._shapes[inputs[-1]][1]
+        if _FORMS[node.op_type] and inputs[1] not in self._blocked:
             residual = inputs[1]
-            if residual not in self._blocked:
-                self._blocked[residual] = f"{residual}_blocked"
-                yield helper.make_node(
-                    "ReorderInput", [residual], [self._blocked[residual]], domain=_BLOCKED_DOMAIN, channels_last=0
-                )
-            inputs[1] = self._blocked[residual]
+            self._blocked[residual] = f"{residual}_blocked"
+            yield helper.make_node(
+                "ReorderInput", [residual], [self._blocked[residual]], domain=_BLOCKED_DOMAIN, channels_last=0
+            )
+        attributes = [attribute for attribute in node.attribute if attribute.name in _KEPT_ATTRIBUTES]
+        attributes.append(helper.make_attribute("block", self._block))
+        yield from self._replace(node, BLOCKED_OP_DOMAIN, attributes, inputs)
+
+    def _replace(
+        self, node: NodeProto, domain: str, attributes: Iterable[AttributeProto], inputs: list[str]
+    ) -> Iterable[NodeProto]:
+        """The node on blocked tensors, and a reordering of its result for planar readers; unread, that one goes."""
         planar = node.output[0]
         self._blocked[planar] = f"{planar}_blocked"
+        self._channels[planar] = self._channels[inputs[0]]
         blocked = helper.make_node(
             node.op_type,
-            inputs,
+            [self._blocked.get(name, name) for name in inputs],
             [self._blocked[planar], *node.output[1:]],
             name=node.name,
-            domain=BLOCKED_OP_DOMAIN,
-            block=self._block,
+            domain=domain,
         )
-        blocked.attribute.extend(attribute for attribute in node.attribute if attribute.name in _KEPT_ATTRIBUTES)
+        blocked.attribute.extend(attributes)
         yield blocked
         yield helper.make_node(
             "ReorderOutput",
             [self._blocked[planar]],
             [planar],
             domain=_BLOCKED_DOMAIN,
-            channels=self._shapes[inputs[-1]][1],
+            channels=self._channels[planar],
             channels_last=0,
         )
 

@@ -58,6 +58,8 @@ def replaced_nodes(content: bytes, folder: Path) -> int:
     block = block_channels()
     assert block is not None
     count = keep_blocked(model, block)
+    kinds = [(node.domain, node.op_type) for node in model.graph.node]
+    assert count == 0 or ("", "MaxPool") not in kinds
     onnx.checker.check_model(model)
     assert count == sum(node.domain == BLOCKED_OP_DOMAIN for node in model.graph.node)
     return count
@@ -106,6 +108,9 @@ def conv(channels: int, **rest: int) -> nn.Conv2d:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "read by a convolution": (lambda: Stem(32, conv(32)), 1),
     "read by a pooling": (lambda: Stem(32, nn.Sequential(nn.MaxPool2d(3, 2, 1), conv(32))), 1),
+    "pooled with ceiling": (lambda: Stem(32, nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), conv(32))), 1),
+    "pooled, then planar": (lambda: Stem(32, lambda x: torch.sin(nn.functional.max_pool2d(x, 3, 1, dilation=2))), 1),
+    "pooled on average": (lambda: Stem(32, nn.Sequential(nn.AvgPool2d(3, 2), conv(32))), 1),
     "read by a planar op": (lambda: Stem(32, torch.sin), 1),
     "read by several": (lambda: Stem(32, lambda x: torch.cat([torch.sin(x), torch.relu(x)], 1)), 1),
     "a depthwise convolution": (lambda: Stem(32, conv(32, groups=32)), 1),
