@@ -156,7 +156,7 @@ def keep_blocked(model: onnx.ModelProto, block: int) -> int:
 
 
 class _Rewriting:
-    """One pass over the sorted nodes; a planar value has a blocked twin where a reordering or a replaced node makes it."""
+    """One pass over the sorted nodes. A planar value has a blocked twin once a reordering or a new node made one."""
 
     def __init__(self, graph: GraphProto, block: int) -> None:
         self._graph = graph
