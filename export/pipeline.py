@@ -29,7 +29,7 @@ from export.op_sites import find_sites
 from export.parity import SEED, Progress, check_parity
 from export.parity_report import ParityReport
 from export.passes import DescribePass
-from export.precision import DEFAULT_MAX_DROP, PrecisionReport, PrecisionRequest, lower_precision
+from export.precision import DEFAULT_MAX_DROP, PrecisionReport, PrecisionRequest, check_request, lower_precision
 from export.to_onnx import build_graph, inline
 
 __all__ = ["ExportOptions", "ExportResult", "export_checkpoint"]
@@ -110,11 +110,14 @@ def export_checkpoint(
     loaded = load_checkpoint(checkpoint)
     source_sha256 = file_sha256(checkpoint)
     _check_output(checkpoint, output)
+    request = _precision_request(options)
+    if request is not None:
+        check_request(request, loaded.description)
     model = load_model(loaded)
     preprocessing = loaded.description.preprocessing
     example = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
     graph = build_graph(freeze(model), example, with_posterior=options.with_posterior)
-    final, parity = _prove(graph, model, loaded, options, progress)
+    final, parity = _prove(graph, model, loaded, options, request, progress)
     description = dataclasses.replace(
         loaded.description,
         source_sha256=source_sha256,
@@ -135,27 +138,36 @@ def export_checkpoint(
     )
 
 
+def _precision_request(options: ExportOptions) -> PrecisionRequest | None:
+    if options.precision == "fp32":
+        return None
+    if options.data is None:
+        raise DataError(
+            f"{options.precision} is judged by its accuracy on labelled test images; say where they are with "
+            "--data DIR (or --data digits)."
+        )
+    return PrecisionRequest(
+        precision=options.precision,
+        data=str(options.data),
+        calibration=options.calibration,
+        max_drop=options.max_drop,
+        inline=options.inline,
+    )
+
+
 def _prove(
-    graph: ir.Model, model: nn.Module, checkpoint: Checkpoint, options: ExportOptions, progress: Progress | None
+    graph: ir.Model,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    request: PrecisionRequest | None,
+    progress: Progress | None,
 ) -> tuple[ir.Model, ParityReport | PrecisionReport]:
     """The graph to write, in the precision asked for, and what its gate measured."""
     preprocessing = checkpoint.description.preprocessing
     count = default_count(preprocessing) if options.inputs is None else options.inputs
-    if options.precision != "fp32":
-        if options.data is None:
-            raise DataError(
-                f"{options.precision} is judged by its accuracy on labelled test images; say where they are with "
-                "--data DIR (or --data digits)."
-            )
-        request = PrecisionRequest(
-            precision=options.precision,
-            data=str(options.data),
-            calibration=options.calibration,
-            max_drop=options.max_drop,
-            inline=options.inline,
-            inputs=count,
-        )
-        lowered = lower_precision(graph, model, checkpoint.description, request, progress)
+    if request is not None:
+        lowered = lower_precision(graph, model, checkpoint.description, request, count, progress)
         return lowered.graph, lowered.report
     inputs = ParityInputs(preprocessing, _real_images(checkpoint, options.data, count), count, SEED)
     final = inline(graph) if options.inline else graph

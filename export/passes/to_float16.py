@@ -27,8 +27,11 @@ class ToFloat16Pass(ir.passes.InPlacePass):
     """
 
     def requires(self, model: ir.Model) -> None:
-        """Every node's types are known to follow its first input's."""
+        """The type of every value is known, and every node's follow its first input's."""
         for node in model.graph:
+            unknown = [value.name for value in (*node.inputs, *node.outputs) if value is not None and not value.dtype]
+            if unknown:
+                raise ir.passes.PreconditionError(f"the type of {unknown} at {node.name} is not known")
             if form_of(node) is None and (node.domain, node.op_type in _UNIFORM) != ("", True):
                 raise ir.passes.PreconditionError(f"{node.op_type} ({node.name}) is not known to work in float16")
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from cbn_deploy.data import FileImageSet, ImageSet
 from cbn_deploy.errors import DataError
-from cbn_deploy.runtime.description import ModelDescription, Preprocessing
+from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.training.test_set import find_training_set
 from export.inputs import image_files
 from export.precision.images import digest, pixels
 
-__all__ = ["CALIBRATION_IMAGES", "Calibration", "choose_calibration"]
+__all__ = ["CALIBRATION_IMAGES", "Calibration", "calibration_images", "choose_calibration"]
 
 CALIBRATION_IMAGES = 512
 _SEED = 0
@@ -56,11 +56,7 @@ def choose_calibration(
         DataError: no image, none outside the test set, or one that cannot be read.
     """
     preprocessing = description.preprocessing
-    if folder is not None:
-        images, source = _folder_images(folder, preprocessing), f"images of {folder.resolve().name}"
-    else:
-        training, name = find_training_set(description, data)
-        images, source = training, f"training images of {name}"
+    images, source = calibration_images(description, folder, data)
     chosen: dict[bytes, NDArray[np.uint8]] = {}
     in_test_set = 0
     for index in _class_by_class(images.labels):
@@ -85,11 +81,18 @@ def choose_calibration(
     )
 
 
-def _folder_images(folder: Path, preprocessing: Preprocessing) -> ImageSet:
-    """Every image file under ``folder``, labelled by the folder that it is in."""
+def calibration_images(description: ModelDescription, folder: Path | None, data: str) -> tuple[ImageSet, str]:
+    """All candidates, and where they are from in words; those of a folder are labelled by the folder that they are in.
+
+    Raises:
+        DataError: there are none.
+    """
+    if folder is None:
+        images, name = find_training_set(description, data)
+        return images, f"training images of {name}"
     paths = image_files(folder)
     _, labels = np.unique([str(path.parent) for path in paths], return_inverse=True)
-    return FileImageSet(paths, labels, preprocessing)
+    return FileImageSet(paths, labels, description.preprocessing), f"images of {folder.resolve().name}"
 
 
 def _class_by_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:

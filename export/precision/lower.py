@@ -26,7 +26,7 @@ from export.op_check import SEED, Progress, check_ops, ort_session
 from export.op_sites import find_sites
 from export.passes.to_float16 import ToFloat16Pass
 from export.precision.accuracy import DEFAULT_MAX_DROP, AccuracyReport, compare, require_accuracy, require_finite
-from export.precision.calibration import Calibration, choose_calibration
+from export.precision.calibration import Calibration, calibration_images, choose_calibration
 from export.precision.fold import fold_batch_norm
 from export.precision.images import digest, pixels
 from export.precision.int8 import METHOD, quantize_int8
@@ -51,7 +51,6 @@ class PrecisionRequest:
         calibration: folder of images that set the ranges of int8; ``None``: the training images of ``data``.
         max_drop: points of balanced top-1 that the file may lose.
         inline: write the op's body in place of its nodes.
-        inputs: how many inputs the nodes of the op are checked on.
     """
 
     precision: Literal["int8", "fp16"]
@@ -59,7 +58,6 @@ class PrecisionRequest:
     calibration: Path | None = None
     max_drop: float = DEFAULT_MAX_DROP
     inline: bool = False
-    inputs: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +73,23 @@ class Lowered:
     report: PrecisionReport
 
 
+def check_request(request: PrecisionRequest, description: ModelDescription) -> None:
+    """Raise now what :func:`lower_precision` would raise about missing images later.
+
+    Raises:
+        DataError: no test or calibration images where the request says.
+    """
+    find_test_set(description, request.data)
+    if request.precision == "int8":
+        calibration_images(description, request.calibration, request.data)
+
+
 def lower_precision(
     graph: ir.Model,
     model: nn.Module,
     description: ModelDescription,
     request: PrecisionRequest,
+    inputs: int,
     progress: Progress | None = None,
 ) -> Lowered:
     """Lower the precision of ``graph``, which stays as it is.
@@ -89,6 +99,7 @@ def lower_precision(
         model: the checkpoint's own network in eval mode, float32.
         description: of the model.
         request: see :class:`PrecisionRequest`.
+        inputs: how many inputs the nodes of the op are checked on.
         progress: called with (images done, images in all).
 
     Raises:
@@ -97,7 +108,7 @@ def lower_precision(
     """
     test = _TestSet(find_test_set(description, request.data), description)
     steps = _Steps(progress)
-    steps.plan(2 * len(test) + request.inputs)
+    steps.plan(2 * len(test) + inputs)
     float32, digests = test.logits_of_checkpoint(model, steps)
     calibration = None
     if request.precision == "int8":
@@ -107,12 +118,12 @@ def lower_precision(
     else:
         lowered = fold_batch_norm(graph)
         ToFloat16Pass()(lowered)
-    inputs = ParityInputs(description.preprocessing, test.some(request.inputs // 2), request.inputs, SEED)
+    checked = ParityInputs(description.preprocessing, test.some(inputs // 2), inputs, SEED)
     before = steps.done
     ops = check_ops(
         ir.serde.serialize_model(lowered),
         find_sites(lowered),
-        inputs,
+        checked,
         lambda done, _total: steps.advance(before + done - steps.done),
     )
     final = inline(lowered) if request.inline else lowered
@@ -123,8 +134,8 @@ def lower_precision(
         kernel_path=kernel_path,
         calibration=None if calibration is None else _record(calibration),
         accuracy=_judge(float32, found, test, request),
-        inputs=len(inputs),
-        real_images=inputs.real_count,
+        inputs=len(checked),
+        real_images=checked.real_count,
         ops=ops,
     )
     return Lowered(graph=final, report=report)
