@@ -48,6 +48,7 @@ class Target(str, enum.Enum):
     "  cbn-export model.pt -o flat.onnx --inline   (for OpenVINO and other readers without ONNX functions)\n\n"
     "  cbn-export model.pt -o int8.onnx --precision int8 --data photos --calibration photos/train\n\n"
     "  cbn-export model.pt -o int8.onnx --precision int8 --data digits\n\n"
+    "  cbn-export model.pt --prune-components   (a layer with one Gaussian left becomes a plain convolution)\n\n"
     "  cbn-export model.pt --target tensorrt-rtx --compute-capability 8.9   (needs no GPU)"
 )
 def export_model(
@@ -102,6 +103,22 @@ def export_model(
             help="GPU to build a TensorRT-RTX engine for; repeat it for several. By default 8.6, 8.9 and 12.0.",
         ),
     ] = None,
+    prune_components: Annotated[
+        bool,
+        typer.Option(
+            "--prune-components",
+            help="Leave out the dead Gaussians: those of tiny prior that no pixel of a real image claims.",
+        ),
+    ] = False,
+    prune_threshold: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="TAU",
+            min=0.0,
+            max=0.999,
+            help="With --prune-components: how small a prior is tiny.  [default: 0.000101, training's floor]",
+        ),
+    ] = None,
     data: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -125,6 +142,8 @@ def export_model(
     logits. It runs on any ONNX runtime and carries everything that a server needs.
     """
     _check_precision(precision, target, calibration, max_drop)
+    if prune_threshold is not None and not prune_components:
+        raise typer.BadParameter("--prune-threshold goes with --prune-components.")
     # torch and onnx take seconds to import; --help and usage errors should not.
     from export.pipeline import ExportOptions
 
@@ -138,6 +157,11 @@ def export_model(
     )
     if max_drop is not None:
         options = dataclasses.replace(options, max_drop=max_drop)
+    if prune_components:
+        from export.prune_components import DEFAULT_THRESHOLD
+
+        threshold = DEFAULT_THRESHOLD if prune_threshold is None else prune_threshold
+        options = dataclasses.replace(options, prune_threshold=threshold)
     if target is Target.ONNX:
         if compute_capability:
             raise typer.BadParameter("--compute-capability goes with --target tensorrt-rtx.")

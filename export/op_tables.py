@@ -6,12 +6,13 @@ from itertools import count
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from export.op import DEFAULT_DENSITY_SCALE, DEFAULT_EPSILON, TABLES
 from export.op_nodes import OpNode
 from export.rounding import OpTables
 
-__all__ = ["read_tables", "write_tables"]
+__all__ = ["new_initializer", "read_tables", "write_tables"]
 
 
 def read_tables(op: OpNode) -> OpTables | None:
@@ -40,21 +41,18 @@ def write_tables(graph: ir.Graph, op: OpNode, tables: OpTables) -> None:
     """
     first = op.form.inputs.index(TABLES[0])
     for index, name in enumerate(TABLES, start=first):
-        array = getattr(tables, name)
-        value = ir.Value(
-            name=_free_name(graph, f"{op.node.name}.{name}"),
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.FLOAT),
-        )
-        value.const_value = ir.Tensor(array, name=value.name)
         old = op.node.inputs[index]
-        op.node.replace_input_with(index, value)
+        op.node.replace_input_with(index, new_initializer(graph, f"{op.node.name}.{name}", getattr(tables, name)))
         if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
             graph.initializers.pop(str(old.name))
-        graph.register_initializer(value)
     op.node.attributes["epsilon"] = ir.AttrFloat32("epsilon", tables.epsilon)
     op.node.attributes["density_scale"] = ir.AttrFloat32("density_scale", tables.density_scale)
 
 
-def _free_name(graph: ir.Graph, wanted: str) -> str:
-    return next(name for i in count() if (name := f"{wanted}.{i}" if i else wanted) not in graph.initializers)
+def new_initializer(graph: ir.Graph, name: str, array: NDArray[np.floating]) -> ir.Value:
+    """A float32 initializer of ``graph`` called ``name``, or ``name.1`` and so on where that is taken."""
+    free = next(candidate for i in count() if (candidate := f"{name}.{i}" if i else name) not in graph.initializers)
+    tensor = ir.Tensor(array.astype(np.float32), name=free)
+    value = ir.Value(name=free, shape=tensor.shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
+    graph.register_initializer(value)
+    return value

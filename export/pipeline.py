@@ -30,6 +30,7 @@ from export.parity import SEED, Progress, check_parity
 from export.parity_report import ParityReport
 from export.passes import DescribePass
 from export.precision import DEFAULT_MAX_DROP, PrecisionReport, PrecisionRequest, check_request, lower_precision
+from export.prune_components import PruningReport, prune_components
 from export.to_onnx import build_graph, inline
 
 __all__ = ["ExportOptions", "ExportResult", "export_checkpoint"]
@@ -53,6 +54,8 @@ class ExportOptions:
             (:func:`export.inputs.default_count`).
         allow_rounding: export a network that amplifies float32's own rounding beyond the limit on logits, if every node
             keeps its limit.
+        prune_threshold: leave out the components whose prior is at or below this and which no pixel of a real image
+            claims (:mod:`export.prune_components`); ``None``: keep all.
     """
 
     inline: bool = False
@@ -63,6 +66,7 @@ class ExportOptions:
     max_drop: float = DEFAULT_MAX_DROP
     inputs: int | None = None
     allow_rounding: bool = False
+    prune_threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,7 @@ class ExportResult:
         inlined: whether the file holds their bodies instead.
         nodes: number of nodes in the file's graph.
         size: of the file, in bytes.
+        pruning: what was pruned, if that was asked for.
     """
 
     path: Path
@@ -86,6 +91,7 @@ class ExportResult:
     inlined: bool
     nodes: int
     size: int
+    pruning: PruningReport | None = None
 
 
 def export_checkpoint(
@@ -102,7 +108,8 @@ def export_checkpoint(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         DataError: ``options.data`` or ``options.calibration`` holds no usable image.
-        ParityError: the exported graph's answers differ from the checkpoint's, or its accuracy is too low.
+        ParityError: the exported graph's answers differ from the checkpoint's, its accuracy is too low, or pruning
+            changes the answers.
         OutputError: ``output`` cannot be written.
     """
     options = options or ExportOptions()
@@ -113,7 +120,7 @@ def export_checkpoint(
     request = _precision_request(options)
     if request is not None:
         check_request(request, loaded.description)
-    model = load_model(loaded)
+    model, pruning = _pruned(load_model(loaded), loaded, options)
     preprocessing = loaded.description.preprocessing
     example = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
     graph = build_graph(freeze(model), example, with_posterior=options.with_posterior)
@@ -123,7 +130,7 @@ def export_checkpoint(
         source_sha256=source_sha256,
         tool_versions={**loaded.description.tool_versions, "cbn-deploy": __version__, **package_versions(_TOOLS)},
         precision=options.precision,
-        parity=parity.to_dict(),
+        parity=parity.to_dict() if pruning is None else {**parity.to_dict(), "pruning": pruning.to_dict()},
     )
     DescribePass(description, __version__)(final)
     size = _write(final, output)
@@ -135,7 +142,20 @@ def export_checkpoint(
         inlined=options.inline,
         nodes=final.graph.num_nodes(),
         size=size,
+        pruning=pruning,
     )
+
+
+def _pruned(model: nn.Module, checkpoint: Checkpoint, options: ExportOptions) -> tuple[nn.Module, PruningReport | None]:
+    """The network to export; from here on it is what the gates compare with."""
+    if options.prune_threshold is None:
+        return model, None
+    preprocessing = checkpoint.description.preprocessing
+    count = default_count(preprocessing) if options.inputs is None else options.inputs
+    # For a lower precision --data is not a folder of images but a test set.
+    data = options.data if options.precision == "fp32" else None
+    inputs = ParityInputs(preprocessing, _real_images(checkpoint, data, count), count, SEED)
+    return prune_components(model, inputs, options.prune_threshold)
 
 
 def _precision_request(options: ExportOptions) -> PrecisionRequest | None:

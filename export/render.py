@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from export.parity_report import ParityReport
     from export.pipeline import ExportResult
     from export.precision import PrecisionReport
+    from export.prune_components import PruningReport
     from export.tensorrt import EngineResult
 
 __all__ = ["accuracy_table", "engine_table", "parity_table", "precision_ops_table", "summary_table"]
@@ -27,10 +28,28 @@ def summary_table(result: ExportResult) -> Table:
     )
     for op_type, count in sorted(result.forms.items()):
         table.add_row(op_type, f"{count} nodes" + (", inlined" if result.inlined else ""))
+    for what, layers in _kept_components(result.pruning):
+        table.add_row(what, layers)
     if description.precision != "fp32":
         table.add_row("precision", description.precision)
     table.add_row("checkpoint", f"sha256 {description.source_sha256}")
     return table
+
+
+def _kept_components(pruning: PruningReport | None) -> list[tuple[str, str]]:
+    """("kept 1 of 4", the layers) for every number of components that pruning left, and what it changed."""
+    if pruning is None:
+        return []
+    groups: dict[str, list[str]] = {}
+    for layer in sorted(pruning.layers, key=lambda layer: layer.kept):
+        groups.setdefault(f"kept {layer.kept} of {layer.components}", []).append(layer.layer)
+    moved = f"logits of {pruning.real_images} real images move by at most {pruning.largest_move:.1e} of their size"
+    extremes = f"limit {pruning.limit:g}; on extremes {pruning.largest_move_extremes:.1e}"
+    summary = (
+        f"{pruning.dropped} dead components with a prior of at most {pruning.threshold:.3g}; {pruning.claimed} more "
+        f"stay, because pixels of real images claim them; {moved} ({extremes})"
+    )
+    return [("pruned", summary), *((kept, ", ".join(layers)) for kept, layers in groups.items())]
 
 
 def parity_table(report: ParityReport) -> Table:

@@ -24,6 +24,7 @@ from export.passes import (
     AttachFunctionsPass,
     FoldLinearAfterPass,
     FoldLinearBeforePass,
+    FoldSingleGaussianPass,
     FuseAddReluPass,
     FuseReluPass,
     InlineFunctionsPass,
@@ -70,10 +71,14 @@ def build_graph(model: nn.Module, example: Tensor, *, with_posterior: bool = Fal
     onnxscript.optimizer.optimize(graph)
     common_passes.ClearMetadataAndDocStringPass()(graph)
     graph.ir_version = IR_VERSION
-    fold = [FoldLinearBeforePass(), FoldLinearAfterPass(), common_passes.RemoveUnusedNodesPass()]
+    fold = [FoldLinearBeforePass(), FoldLinearAfterPass()]
+    # A layer whose posterior is asked for must stay, even one of a single Gaussian.
+    single = [] if with_posterior else [FoldSingleGaussianPass()]
+    clean = [common_passes.RemoveUnusedNodesPass()]
     fuse = [FuseAddReluPass(), FuseReluPass()]
     posterior = [AddPosteriorOutputsPass()] if with_posterior else []
-    ir.passes.Sequential(*fold, *fuse, *posterior, PluginAttributesPass(), AttachFunctionsPass())(graph)
+    passes = [*fold, *single, *clean, *fuse, *posterior, PluginAttributesPass(), AttachFunctionsPass()]
+    ir.passes.Sequential(*passes)(graph)
     return graph
 
 
