@@ -11,6 +11,7 @@ from cbn_deploy.atomic import atomic_path, check_writable
 from cbn_deploy.errors import OutputError
 from cbn_deploy.runtime.engine_file import EngineDescription, description_path
 from cbn_deploy.runtime.onnx_file import read_onnx_file
+from export.tensorrt.full import build_full, check_full
 from export.tensorrt.options import EngineOptions
 from export.tensorrt.progress import BuildProgress
 from export.tensorrt.rtx import build_rtx, check_rtx
@@ -35,7 +36,7 @@ def check_engine(output: Path, options: EngineOptions) -> None:
     """
     if Path(output).is_dir():
         raise OutputError(f"{output} is a folder; give the name of the .engine file to write.")
-    check_rtx(options)
+    (check_full if options.runtime == "tensorrt" else check_rtx)(options)
     check_writable(Path(output).parent)
 
 
@@ -46,7 +47,8 @@ def build_engine(
 
     Args:
         onnx: the self-describing ``model.onnx``.
-        output: the engine to write; its description goes to ``OUTPUT.json``. Files that exist are replaced.
+        output: the engine to write; its description goes to ``OUTPUT.json``, and what TensorRT measured while it built
+            to ``OUTPUT.timing`` (not for TensorRT-RTX, which measures nothing). Files that exist are replaced.
         options: see :class:`EngineOptions`.
         progress: called with (phase, steps done, steps in all).
 
@@ -58,7 +60,10 @@ def build_engine(
     """
     check_engine(output, options)
     file = read_onnx_file(Path(onnx))
-    build = build_rtx(file, options, progress)
+    if options.runtime == "tensorrt":
+        build = build_full(file, options, Path(f"{output}.timing"), progress)
+    else:
+        build = build_rtx(file, options, progress)
     description = EngineDescription(
         model=file.description,
         runtime=options.runtime,

@@ -12,10 +12,10 @@ from cbn_deploy.runtime.engine_file import TensorSpec
 from cbn_deploy.runtime.signature import INPUT
 from export.tensorrt.progress import BuildProgress, Messages, logger, progress_monitor
 
-__all__ = ["BuiltEngine", "Configure", "build", "product"]
+__all__ = ["BuiltEngine", "UseConfig", "build", "product"]
 
-# Sets what is particular to a package or a target, before the build.
-Configure = Callable[[Any, Any], None]
+# Does something with the builder's configuration.
+UseConfig = Callable[[Any], None]
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}
 
@@ -38,8 +38,9 @@ def build(
     trt: ModuleType,
     onnx: bytes,
     batch_sizes: tuple[int, int, int],
-    configure: Configure,
+    configure: UseConfig,
     progress: BuildProgress | None = None,
+    finish: UseConfig | None = None,
 ) -> BuiltEngine:
     """Build ``onnx``, strongly typed, with one optimisation profile; TF32 is off.
 
@@ -47,8 +48,9 @@ def build(
         trt: the package, ``tensorrt`` or ``tensorrt_rtx_bindings``; their interfaces agree in all that is used here.
         onnx: a serialized ModelProto with the one input "images".
         batch_sizes: smallest, optimal, largest.
-        configure: called with (builder, config) once the profile is set.
+        configure: sets what is particular to the package or the target.
         progress: called with (phase, steps done, steps in all).
+        finish: called with the configuration once the engine is built.
 
     Raises:
         EngineError: the graph cannot be parsed or built.
@@ -61,8 +63,10 @@ def build(
     # Exactness first: files are exported for float32 to be float32. Who wants tensor cores exports float16.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.add_optimization_profile(_profile(builder, network, batch_sizes))
-    configure(builder, config)
+    configure(config)
     content = _serialize(trt, builder, network, config, messages, progress)
+    if finish is not None:
+        finish(config)
     return BuiltEngine(
         content,
         tuple(_spec(network.get_input(i)) for i in range(network.num_inputs)),

@@ -19,9 +19,10 @@ class EngineOptions:
     """What kind of engine to build.
 
     Attributes:
-        runtime: "tensorrt-rtx", built for GPUs by name on any machine.
+        runtime: "tensorrt", built on the GPU that will run it, or "tensorrt-rtx", for GPUs by name on any machine.
         batch_sizes: smallest, optimal and largest batch; the engine is tuned for the optimal one.
-        compute_capabilities: of the GPUs to build for, such as ("8.6", "8.9"); empty: :data:`RTX_COMPUTE_CAPABILITIES`.
+        compute_capabilities: of the GPUs to build for with TensorRT-RTX, such as ("8.6", "8.9"); empty:
+            :data:`RTX_COMPUTE_CAPABILITIES`.
     """
 
     runtime: EngineRuntime

@@ -49,8 +49,7 @@ def build_rtx(file: OnnxFile, options: EngineOptions, progress: BuildProgress | 
     trt = load_tensorrt_rtx()
     targets = _resolve(trt, options.compute_capabilities or RTX_COMPUTE_CAPABILITIES)
 
-    def configure(builder: Any, config: Any) -> None:
-        del builder
+    def configure(config: Any) -> None:
         config.num_compute_capabilities = len(targets)
         for index, (name, target) in enumerate(targets.items()):
             if not config.set_compute_capability(target, index):
