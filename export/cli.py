@@ -38,6 +38,7 @@ class Target(str, enum.Enum):
     """Kind of file to write."""
 
     ONNX = "onnx"
+    TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 
 
@@ -49,7 +50,8 @@ class Target(str, enum.Enum):
     "  cbn-export model.pt -o int8.onnx --precision int8 --data photos --calibration photos/train\n\n"
     "  cbn-export model.pt -o int8.onnx --precision int8 --data digits\n\n"
     "  cbn-export model.pt --prune-components   (a layer with one Gaussian left becomes a plain convolution)\n\n"
-    "  cbn-export model.pt --target tensorrt-rtx --compute-capability 8.9   (needs no GPU)"
+    "  cbn-export model.pt --target tensorrt-rtx --compute-capability 8.9   (needs no GPU)\n\n"
+    "  cbn-export model.onnx --target tensorrt --batch-sizes 1,8,32   (on the GPU that will run it)"
 )
 def export_model(
     checkpoint: Annotated[
@@ -172,7 +174,7 @@ def export_model(
     from export.tensorrt import EngineOptions
 
     engine_options = EngineOptions(
-        runtime="tensorrt-rtx",
+        runtime=target.value,
         batch_sizes=_batch_sizes(batch_sizes),
         compute_capabilities=tuple(dict.fromkeys(compute_capability or ())),
     )
