@@ -92,11 +92,17 @@ def add_quadratics(
 
 
 @triton.jit
-def softmax(sums: tl.tuple, tables_ptr: tl.tensor, channels: tl.tensor, COMPONENTS: tl.constexpr) -> tl.tuple:
-    """The posteriors (BLOCK_P,) of every component from the sums of its log-density over the channels of a thread."""
+def log_densities(sums: tl.tuple, tables_ptr: tl.tensor, channels: tl.tensor, COMPONENTS: tl.constexpr) -> tl.tuple:
+    """The logits (BLOCK_P,) of every component, to base 2, from their sums over the channels of a thread."""
     logits: tl.tuple = ()
     for j in tl.static_range(COMPONENTS):
         logits = logits + (tl.sum(sums[j], axis=0) + constant(tables_ptr, j, channels, COMPONENTS),)
+    return logits
+
+
+@triton.jit
+def softmax(logits: tl.tuple, COMPONENTS: tl.constexpr) -> tl.tuple:
+    """The posteriors (BLOCK_P,) of every component from logits to base 2."""
     highest = logits[0]
     for j in tl.static_range(1, COMPONENTS):
         highest = tl.maximum(highest, logits[j])
@@ -232,7 +238,7 @@ def forward_kernel(
             d = chunk * BLOCK_D + block
             c = centred(x_ptr, tables_ptr, d, base, inside, channels, pixels, CHANNELS_LAST, FULL)
             sums = add_quadratics(sums, c, tables_ptr, d, channels, COMPONENTS, FULL)
-    weights = softmax(sums, tables_ptr, channels, COMPONENTS)
+    weights = softmax(log_densities(sums, tables_ptr, channels, COMPONENTS), COMPONENTS)
     if POSTERIOR:
         write_posterior(weights, posterior_ptr, n, inside, pixels, COMPONENTS)
     if RESIDENT:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MAX_COMPONENTS", "ForwardLaunch", "forward_launch", "tables_size", "vector_width"]
+__all__ = [
+    "MAX_COMPONENTS",
+    "ForwardLaunch",
+    "TrainingLaunch",
+    "forward_launch",
+    "tables_size",
+    "training_launch",
+    "vector_width",
+]
 
 # The kernels unroll the components; beyond 16 their sums do not fit in registers.
 MAX_COMPONENTS = 16
@@ -13,6 +21,8 @@ WIDEST_RESIDENT = 512
 # One program a multiprocessor of the largest GPUs: below this, smaller programs are better.
 ENOUGH_PROGRAMS = 128
 LARGEST_BLOCK_PIXELS = 512
+# Programs of a kernel that sums over pixels: four for each multiprocessor of an H100.
+LOOPING_PROGRAMS = 528
 # Elements of a piece that a thread holds.
 LARGEST_PIECE = 16
 
@@ -124,3 +134,69 @@ def forward_launch(
 
 def _next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLaunch:
+    """Compile-time constants of the kernels of :mod:`cbn_deploy.kernels.triton.training_kernels`.
+
+    Attributes:
+        vector: pixels that one memory access may take; divides the pixels of an image.
+        block_channels: channels a piece, a power of two.
+        block_pixels: pixels a block, a power of two.
+        chunks: pieces that make up the channels.
+        fold: neighbouring pixels that a sum takes at once; divides ``block_pixels``.
+        warps: warps a program.
+    """
+
+    vector: int
+    block_channels: int
+    block_pixels: int
+    chunks: int
+    fold: int
+    warps: int
+
+    def programs(self, pixel_count: int) -> int:
+        """One program a block of pixels."""
+        return -(-pixel_count // self.block_pixels)
+
+    def looping_programs(self, pixel_count: int) -> int:
+        """As many as keep a GPU busy: each takes many blocks and leaves one set of sums."""
+        return min(self.programs(pixel_count), LOOPING_PROGRAMS)
+
+
+def training_launch(
+    *, components: int, channels: int, pixels: int, item_size: int, by_channel: bool, tensors: int
+) -> TrainingLaunch:
+    """Cut a training pass into programs.
+
+    Args:
+        components: M, 1 to 16.
+        channels: D.
+        pixels: product of the spatial axes.
+        item_size: bytes an element of x.
+        by_channel: channels do not meet in this pass, so that blocks of them can go to different programs.
+        tensors: how many (D, P) tensors a program holds beside its sums.
+    """
+    if not 1 <= components <= MAX_COMPONENTS:
+        raise ValueError(f"expected 1 to {MAX_COMPONENTS} components, got {components}")
+    padded = _next_power_of_two(channels)
+    vector = vector_width(pixels, item_size)
+    # A thread has its neighbouring pixels as vectors: only so many can be folded into one sum without an exchange.
+    fold = min(vector, 4)
+    held = max(1, (16 if components <= 8 else 8) * fold // (4 * tensors))
+    if by_channel:
+        block_channels, warps = min(padded, 32), 4
+    elif padded <= WIDEST_RESIDENT:
+        block_channels, warps = padded, 4 if padded <= 128 else 8
+    else:
+        block_channels, warps, held = 64, 8, min(held, 8)
+    block_pixels = max(8, min(LARGEST_BLOCK_PIXELS, held * 32 * warps // block_channels))
+    return TrainingLaunch(
+        vector=vector,
+        block_channels=block_channels,
+        block_pixels=block_pixels,
+        chunks=-(-channels // block_channels),
+        fold=fold,
+        warps=warps,
+    )
