@@ -20,7 +20,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["tests/export/test_native_op.py", "tests/export/test_blocked_layout.py", "-k", "not exported"]
+TESTS = [f"tests/export/test_{name}.py" for name in ("native_op", "cuda_op", "blocked_layout")]
 CHECK = """
 import onnxruntime
 from cbn_deploy.native_library import native_library
@@ -38,7 +38,7 @@ def main() -> None:
             found = subprocess.run(
                 [str(python), "-c", CHECK], env=settings, check=True, stdout=subprocess.PIPE, text=True
             ).stdout.strip()
-            command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+            command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", "not exported"]
             done = subprocess.run(command, cwd=ROOT, env=settings, check=False)
         if done.returncode:
             sys.exit(f"onnxruntime {found}: failed")

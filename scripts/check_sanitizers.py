@@ -35,7 +35,13 @@ RUNS = (
         "libasan.so",
         # Python frees little at its end; leaks of the library itself are what its own tests would repeat thousandfold.
         {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
-        ["tests/cbn_deploy/kernels/test_native_library.py", "tests/export/test_native_op.py", "-k", "not exported"],
+        [
+            "tests/cbn_deploy/kernels/test_native_library.py",
+            "tests/export/test_native_op.py",
+            "tests/export/test_cuda_op.py",
+            "-k",
+            "not exported",
+        ],
     ),
     (
         "thread",

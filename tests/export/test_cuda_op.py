@@ -263,6 +263,17 @@ def test_a_kernel_for_the_same_use_is_replaced(stand_in: StandIn) -> None:
     assert stand_in.record.entry.decode() == f"{first.entry}_again"
 
 
+def test_a_kernel_given_again_is_not_loaded_again(stand_in: StandIn) -> None:
+    case = random_case(4, 1, 8, 2, (2, 2), 0.0, alike=False)
+    give(stand_in, contract(PLAIN, 2, 8, 4))
+    first = stand_in.session(op_model(case, PLAIN))
+    loaded = stand_in.record.modules_loaded
+    give(stand_in, contract(PLAIN, 2, 8, 4))
+    check(case, PLAIN, stand_in.run(op_model(case, PLAIN), case.feeds(PLAIN)))
+    assert stand_in.record.modules_loaded == loaded
+    del first
+
+
 def test_an_empty_batch_launches_nothing(stand_in: StandIn) -> None:
     case = random_case(0, 2, 3, 2, (4, 5), 0.0, alike=False)
     give(stand_in, contract(PLAIN, 2, 3, 20))

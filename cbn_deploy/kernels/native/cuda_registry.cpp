@@ -35,13 +35,18 @@ bool Kernel::same_use(const Kernel& other) const {
            full == other.full && vector == other.vector && block_pixels == other.block_pixels;
 }
 
+bool Kernel::same_code(const Kernel& other) const {
+    return threads == other.threads && shared_bytes == other.shared_bytes && entry == other.entry && ptx == other.ptx;
+}
+
 void add_kernel(Kernel kernel) {
     auto added = std::make_shared<const Kernel>(std::move(kernel));
     Registry& all = registry();
     const std::lock_guard<std::mutex> lock(all.mutex);
     for (KernelPointer& known : all.kernels) {
         if (known->same_use(*added)) {
-            known = std::move(added);
+            // Given again, it stays the one that layers have loaded already.
+            if (!known->same_code(*added)) known = std::move(added);
             return;
         }
     }

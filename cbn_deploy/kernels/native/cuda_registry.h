@@ -40,6 +40,7 @@ struct Kernel {
     bool takes_pixels(int64_t pixels) const { return pixels % vector == 0; }
     // Whether the two are for the same use, so that the later one replaces the earlier.
     bool same_use(const Kernel& other) const;
+    bool same_code(const Kernel& other) const;
 };
 
 using KernelPointer = std::shared_ptr<const Kernel>;
