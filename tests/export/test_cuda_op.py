@@ -44,6 +44,8 @@ from tests.reference.tolerances import TOLERANCES
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "tests" / "cbn_deploy" / "kernels" / "cuda_stand_in"
 NATIVE = ROOT / "cbn_deploy" / "kernels" / "native"
+# Kernels stay registered for the life of the process: a test that counts them, or registers one that cannot run, has
+# numbers of channels of its own, which fill their pieces, so that no other test's kernel suits better.
 EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=lambda form: form.op_type)
 
 
@@ -228,8 +230,8 @@ def test_a_launch_is_what_the_contract_says(stand_in: StandIn) -> None:
 
 
 def test_layers_share_a_kernel_and_sessions_leave_nothing(stand_in: StandIn) -> None:
-    case = random_case(2, 2, 6, 3, (4, 4), 0.0, alike=False)
-    give(stand_in, contract(PLAIN, 3, 6, 16))
+    case = random_case(2, 2, 96, 3, (4, 4), 0.0, alike=False)
+    give(stand_in, contract(PLAIN, 3, 96, 16))
     record = stand_in.record
     before = record.modules_loaded
     sessions = [stand_in.session(op_model(case, PLAIN)) for _ in range(4)]
@@ -256,19 +258,19 @@ def test_the_widest_accesses_and_enough_programs_are_chosen(stand_in: StandIn) -
 
 
 def test_a_kernel_for_the_same_use_is_replaced(stand_in: StandIn) -> None:
-    case = random_case(4, 1, 9, 2, (2, 2), 0.0, alike=False)
-    first = give(stand_in, contract(PLAIN, 2, 9, 4))
+    case = random_case(4, 1, 96, 2, (2, 2), 0.0, alike=False)
+    first = give(stand_in, contract(PLAIN, 2, 96, 4))
     give(stand_in, replace(first, entry=f"{first.entry}_again"))
     check(case, PLAIN, stand_in.run(op_model(case, PLAIN), case.feeds(PLAIN)))
     assert stand_in.record.entry.decode() == f"{first.entry}_again"
 
 
 def test_a_kernel_given_again_is_not_loaded_again(stand_in: StandIn) -> None:
-    case = random_case(4, 1, 8, 2, (2, 2), 0.0, alike=False)
-    give(stand_in, contract(PLAIN, 2, 8, 4))
+    case = random_case(4, 1, 128, 2, (2, 2), 0.0, alike=False)
+    give(stand_in, contract(PLAIN, 2, 128, 4))
     first = stand_in.session(op_model(case, PLAIN))
     loaded = stand_in.record.modules_loaded
-    give(stand_in, contract(PLAIN, 2, 8, 4))
+    give(stand_in, contract(PLAIN, 2, 128, 4))
     check(case, PLAIN, stand_in.run(op_model(case, PLAIN), case.feeds(PLAIN)))
     assert stand_in.record.modules_loaded == loaded
     del first
@@ -299,15 +301,15 @@ def test_tables_must_be_initializers(stand_in: StandIn) -> None:
 
 
 def test_a_layer_without_a_kernel_is_one_sentence(stand_in: StandIn) -> None:
-    case = random_case(0, 2, 11, 13, (4, 5), 0.0, alike=False)
+    case = random_case(0, 2, 384, 13, (4, 5), 0.0, alike=False)
     sentence = (
-        "no CUDA kernel was compiled for float32, 13 components, 11 channels, with residual and ReLU; install Triton"
+        "no CUDA kernel was compiled for float32, 13 components, 384 channels, with residual and ReLU; install Triton"
     )
     with pytest.raises(Exception, match=sentence):
         stand_in.session(op_model(case, ADD_RELU))
-    give(stand_in, contract(ADD_RELU, 13, 11, 20, posterior=False))
+    give(stand_in, contract(ADD_RELU, 13, 384, 20, posterior=False))
     with pytest.raises(
-        Exception, match="11 channels, with residual and ReLU, images of 20 pixels, with the posterior; inst"
+        Exception, match="384 channels, with residual and ReLU, images of 20 pixels, with the posterior; inst"
     ):
         stand_in.run(op_model(case, ADD_RELU), case.feeds(ADD_RELU))
 
@@ -323,8 +325,8 @@ def test_a_layer_without_a_kernel_is_one_sentence(stand_in: StandIn) -> None:
     ],
 )
 def test_a_kernel_that_the_driver_refuses_is_one_sentence(stand_in: StandIn, ptx: str, sentence: str) -> None:
-    case = random_case(0, 2, 10, 7, (2, 2), 0.0, alike=False)
-    register_kernel(stand_in.library, contract(PLAIN, 7, 10, 4).to_json(), ptx)
+    case = random_case(0, 2, 192, 7, (2, 2), 0.0, alike=False)
+    register_kernel(stand_in.library, contract(PLAIN, 7, 192, 4).to_json(), ptx)
     with pytest.raises(Exception, match=sentence):
         stand_in.session(op_model(case, PLAIN))
 
