@@ -102,11 +102,16 @@ def _load(file: OnnxFile, threads: int) -> tuple[Any, bool]:
 
 
 def _open(content: bytes, options: Any) -> Any:
-    session = onnxruntime.InferenceSession(content, options, providers=_PROVIDERS)
+    needed = "it needs an NVIDIA GPU, and the driver, CUDA and cuDNN that this onnxruntime was built for"
+    try:
+        # Left alone, onnxruntime prints what is wrong and goes on with the CPU, when a model is loaded or at any run.
+        session = onnxruntime.InferenceSession(content, options, providers=_PROVIDERS, enable_fallback=0)
+        session.disable_fallback()
+    except (RuntimeError, ValueError) as error:  # the provider's; what is wrong with a model has other exceptions
+        reason = " ".join(str(error).split())
+        raise RuntimeUnavailableError(f"onnxruntime's CUDA provider does not start; {needed} ({reason}).") from error
     if _PROVIDER not in session.get_providers():
-        raise RuntimeUnavailableError(
-            "onnxruntime's CUDA provider does not start; it needs an NVIDIA driver, CUDA and cuDNN of its version."
-        )
+        raise RuntimeUnavailableError(f"onnxruntime's CUDA provider does not start; {needed}.")
     return session
 
 
