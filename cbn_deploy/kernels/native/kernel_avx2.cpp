@@ -4,3 +4,5 @@
 #define CBN_KERNELS kAvx2Kernels
 #define CBN_NAME "avx2"
 #include "kernel_tile.inc"
+#define CBN_TRAINING_KERNELS kAvx2TrainingKernels
+#include "training_tile.inc"

@@ -4,3 +4,5 @@
 #define CBN_KERNELS kAvx512Kernels
 #define CBN_NAME "avx512"
 #include "kernel_tile.inc"
+#define CBN_TRAINING_KERNELS kAvx512TrainingKernels
+#include "training_tile.inc"

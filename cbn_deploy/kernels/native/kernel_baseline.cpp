@@ -4,3 +4,5 @@
 #define CBN_KERNELS kBaselineKernels
 #define CBN_NAME "baseline"
 #include "kernel_tile.inc"
+#define CBN_TRAINING_KERNELS kBaselineTrainingKernels
+#include "training_tile.inc"

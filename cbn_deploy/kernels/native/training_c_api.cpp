@@ -1,0 +1,74 @@
+#include <algorithm>
+#include <atomic>
+#include <new>
+
+#include "c_api.h"
+#include "instruction_set.h"
+#include "training.h"
+
+namespace {
+
+// What the threads of one call share: each takes the next chunk until none is left.
+struct Job {
+    const cbn::TrainingKernels* kernels;
+    cbn::TrainingStep step;
+    cbn::TrainingTensors tensors;
+    int64_t chunks;
+    std::atomic<int64_t> next;
+    std::atomic<bool> no_memory;
+};
+
+void work(void* data) {
+    Job& job = *static_cast<Job*>(data);
+    try {
+        for (int64_t chunk = job.next++; chunk < job.chunks; chunk = job.next++)
+            cbn::run_chunk(*job.kernels, job.step, job.tensors, chunk);
+    } catch (const std::bad_alloc&) {
+        job.no_memory = true;
+    }
+}
+
+const char* missing(const cbn_training& a) {
+    const auto step = static_cast<cbn::TrainingStep>(a.step);
+    if (!a.table || !a.x || !a.posterior) return "The table, x or the posterior is missing.";
+    const bool sums = step == cbn::TrainingStep::kExpectation || step == cbn::TrainingStep::kOutputSums;
+    if (sums ? !a.sums : !a.result) return "The place for the result is missing.";
+    if ((step == cbn::TrainingStep::kOutputSums || step == cbn::TrainingStep::kInputGradient) && !a.grad)
+        return "The gradient is missing.";
+    if ((step == cbn::TrainingStep::kExpectation || step == cbn::TrainingStep::kInputGradient) && !a.constant)
+        return "The constants are missing.";
+    return nullptr;
+}
+
+const char* wrong(const cbn_training& a) {
+    if (a.step < 0 || a.step > 3) return "The step must be 0 to 3.";
+    if (a.components < 1 || a.components > cbn::kMaxTrainingComponents)
+        return "Training needs 1 to 8 components.";
+    if (a.channels < 1 || a.channels > INT32_MAX) return "A layer must have at least one channel.";
+    if (a.images < 0 || a.pixels < 0) return "The numbers of images and pixels must not be negative.";
+    return a.images * a.pixels == 0 ? nullptr : missing(a);
+}
+
+}  // namespace
+
+int64_t cbn_training_chunks(int64_t images, int64_t pixels) { return cbn::training_chunks(images, pixels); }
+
+const char* cbn_training_run(const cbn_training* arguments, const char* instruction_set, cbn_parallel parallel,
+                             int32_t threads) {
+    if (!arguments) return "The arguments are missing.";
+    const cbn_training& a = *arguments;
+    if (const char* message = wrong(a)) return message;
+    const cbn::Kernels* kernels = instruction_set ? cbn::kernels_by_name(instruction_set) : cbn::chosen_kernels();
+    if (!kernels) return "The instruction set asked for (CBN_INSTRUCTION_SET) does not exist or cannot run here.";
+    Job job{&cbn::training_kernels(*kernels),
+            static_cast<cbn::TrainingStep>(a.step),
+            {a.components, static_cast<int>(a.channels), a.images, a.pixels, a.table, a.constant, a.x, a.grad, a.posterior,
+             a.result, a.sums},
+            cbn::training_chunks(a.images, a.pixels),
+            {0},
+            {false}};
+    const int64_t useful = std::min<int64_t>(threads, job.chunks);
+    if (parallel && useful > 1) parallel(work, &job, static_cast<unsigned>(useful), 0);
+    else work(&job);
+    return job.no_memory ? "There is not enough memory for the layer." : nullptr;
+}
