@@ -67,7 +67,7 @@ def expectation(x: Tensor, centre: Tensor, quadratic: Tensor, linear: Tensor, co
     w = x.new_empty((x.shape[0], components, x.shape[2]))
     length = components * (1 + 2 * channels)
     sums = _run(_Step.EXPECTATION, x, w, _rows(centre, quadratic, linear), constant=constant, sums=length)
-    return w, Sums(sums[:components], *_tables(components, sums[components:]))
+    return w, Sums(sums[:components].clone(), *_tables(components, sums[components:]))
 
 
 def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
@@ -96,8 +96,10 @@ def _rows(centre: Tensor, *tables: Tensor) -> Tensor:
 
 
 def _tables(components: int, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """(2 D M,) -> two tables (M, D)."""
-    first, second = sums.reshape(2, -1, components).transpose(1, 2).contiguous()
+    """(2 D M,) -> two tables (M, D), in memory of their own: operators must not return views of each other."""
+    first, second = (
+        half.reshape(-1, components).t().clone(memory_format=torch.contiguous_format) for half in sums.chunk(2)
+    )
     return first, second
 
 
