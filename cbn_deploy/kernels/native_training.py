@@ -1,21 +1,18 @@
 """The four passes of a training step through the native library: :mod:`cbn_deploy.kernels.training_passes`, in float32.
 
-The library borrows torch's own threads, ``torch.get_num_threads`` of them: the OpenMP runtime that torch is linked with
-lends them through its C function ``GOMP_parallel``. Where there is none, a pass runs in the calling thread. What is
-computed does not depend on the number of threads.
+On ``torch.get_num_threads`` of torch's own threads; what is computed does not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 from enum import IntEnum
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cbn_deploy.kernels.torch_threads import lender
 from cbn_deploy.kernels.training_passes import GradientTables, Sums
 from cbn_deploy.native_library import NativeLibrary, native_library
 
@@ -122,9 +119,7 @@ def _run(
     tensors = (table, constant, x, grad, w, result, parts)
     addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
     arguments = _Training(step, w.shape[1], channels, images, pixels, *addresses)
-    message: bytes | None = functions.cbn_training_run(
-        ctypes.byref(arguments), None, _lender(), torch.get_num_threads()
-    )
+    message: bytes | None = functions.cbn_training_run(ctypes.byref(arguments), None, lender(), torch.get_num_threads())
     if message is not None:
         raise ValueError(message.decode())
     # Over many chunks float32 would lose digits that the chunks' own short sums have.
@@ -140,24 +135,10 @@ def _functions() -> ctypes.CDLL | None:
 @functools.cache
 def _declared(library: NativeLibrary) -> ctypes.CDLL | None:
     functions = library.functions
-    try:
-        chunks, run = functions.cbn_training_chunks, functions.cbn_training_run
-    except AttributeError:
+    if not hasattr(functions, "cbn_training_run"):
         return None
-    chunks.restype = ctypes.c_int64
-    chunks.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    run.restype = ctypes.c_char_p
-    run.argtypes = [ctypes.POINTER(_Training), ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32]
+    functions.cbn_training_chunks.restype = ctypes.c_int64
+    functions.cbn_training_chunks.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    functions.cbn_training_run.restype = ctypes.c_char_p
+    functions.cbn_training_run.argtypes = [ctypes.POINTER(_Training), ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32]
     return functions
-
-
-@functools.cache
-def _lender() -> int | None:
-    """Address of ``GOMP_parallel`` in torch's OpenMP runtime."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return ctypes.cast(torch_library.GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None

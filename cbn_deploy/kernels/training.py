@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cbn_deploy.kernels import native_training, portable, training_passes
+from cbn_deploy.kernels.moment_gradients import moment_gradients, table_gradients
 from cbn_deploy.kernels.training_passes import GradientTables
 
 __all__ = ["mixture_normalize", "mixture_statistics"]
@@ -156,14 +157,15 @@ def mixture_normalize_backward(
         density_mean, density_var, mean, var, *affine = (table.to(pixels.dtype) for table in tables)
         passes = _passes(pixels, len(scale))
         through_gain, through_offset = passes.output_sums(g, pixels, centre, w)
-        outer = _table_gradients(through_gain, through_offset, mean - centre, var + epsilon, affine[0])
+        shift = mean - centre
+        outer = table_gradients(through_gain, through_offset, shift, var, affine[0], epsilon)
+        moments = moment_gradients(outer, shift, var, inverse_mass)
         gain, offset = portable.combination_tables(mean, var, affine[0], affine[1], epsilon, centre)
-        curvature, slope, constant = _moment_gradients(outer, mean - centre, var, inverse_mass[:, None])
         quadratic, linear = torch.zeros_like(gain), torch.zeros_like(gain)
         if posterior_gradient:
             density = portable.density_tables(torch.ones_like(inverse_mass), density_mean, density_var, epsilon, centre)
             quadratic, linear = _logit_tables(density, density_scale)
-        grad_tables = GradientTables(gain, offset, curvature, slope, constant, 2.0 * quadratic, linear)
+        grad_tables = GradientTables(gain, offset, *moments, 2.0 * quadratic, linear)
         grad_x: Tensor = passes.input_gradient(g, pixels, centre, w, grad_tables)
     return grad_x.reshape(x.shape).to(x.dtype), outer.scale.to(scale.dtype), through_offset.to(bias.dtype)
 
@@ -187,40 +189,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 mixture_normalize.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-class _TableGradients(NamedTuple):
-    """Gradients of scale, mean and var (M, D) where the posterior is a constant; bias has ``through_offset``."""
-
-    scale: Tensor
-    mean: Tensor
-    var: Tensor
-
-
-def _table_gradients(
-    through_gain: Tensor, through_offset: Tensor, shift: Tensor, floored: Tensor, scale: Tensor
-) -> _TableGradients:
-    """Of y = sum_j w_j (A_j c + B_j), A = scale / sqrt(var + eps), B = bias - A shift, from sum w c g and sum w g."""
-    inverse_deviation = floored.rsqrt()
-    gain = through_gain - through_offset * shift
-    return _TableGradients(
-        gain * inverse_deviation,
-        -through_offset * scale * inverse_deviation,
-        -0.5 * gain * scale * inverse_deviation / floored,
-    )
-
-
-def _moment_gradients(
-    outer: _TableGradients, shift: Tensor, var: Tensor, inverse_mass: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What w c^2, w c, w are worth through mean_j = centre + sum w c / mass and var_j = sum w (c - shift_j)^2 / mass.
-
-    (M, D), (M, D) and (M,).
-    """
-    curvature = outer.var * inverse_mass
-    slope = (outer.mean - 2.0 * outer.var * shift) * inverse_mass
-    constant = ((outer.var * (shift.square() - var) - outer.mean * shift) * inverse_mass).sum(1)
-    return curvature, slope, constant
 
 
 def _logit_tables(tables: portable.DensityTables, density_scale: float) -> tuple[Tensor, Tensor]:

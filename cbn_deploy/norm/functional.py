@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cbn_deploy.kernels import portable
+from cbn_deploy.kernels.split_training import sum_of_groups
 
 __all__ = [
     "Moments",
@@ -24,7 +23,6 @@ __all__ = [
     "group_moments",
     "moving_average",
     "posterior_naive",
-    "split_normalize",
 ]
 
 
@@ -101,24 +99,11 @@ def group_moments(x: Tensor, groups: Tensor, num_groups: int) -> Moments:
     """Eq. (17) and (18): moments of the images of each group; ``groups`` is int64 (B,), values 0..num_groups-1.
 
     Made of the images' own moments: the variance of a group is the mean of its images' variances plus the variance of
-    their means.
+    their means. Carries no gradient: that of the split path is ``torch.ops.cbn.split_normalize``'s.
     """
-    x_BDP = (x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)).to(portable.working_dtype(x))
-    var_BD, mean_BD = torch.var_mean(x_BDP, 2, correction=0)
-    members_MB = F.one_hot(groups, num_groups).to(x_BDP.dtype).t()
-    images = members_MB.sum(1)
-    share_MB1 = (members_MB / images.clamp_min(1.0)[:, None]).unsqueeze(2)
-    mean = (share_MB1 * mean_BD).sum(1)
-    var = (share_MB1 * (var_BD + (mean_BD - mean[groups]).square())).sum(1)
-    return Moments(images * x_BDP.shape[2], mean, var)
-
-
-def split_normalize(
-    x: Tensor, groups: Tensor, mean: Tensor, var: Tensor, scale: Tensor, bias: Tensor, eps: float
-) -> Tensor:
-    """Algorithm 3, lines 7-8: every image by the Gaussian of its class group; ``groups`` is int64 (B,)."""
-    shape = (x.shape[0], x.shape[1], *(1,) * (x.ndim - 2))
-    gain = scale * (var + eps).rsqrt()
-    offset = bias - gain * mean
-    y = torch.addcmul(offset[groups].reshape(shape), x.to(gain.dtype), gain[groups].reshape(shape))
-    return y.to(x.dtype)
+    mean_BD, var_BD = torch.ops.cbn.image_moments(x.detach())
+    images = sum_of_groups(torch.ones_like(mean_BD[:, :1]), groups, num_groups)
+    share = 1.0 / images.clamp_min(1.0)
+    mean = share * sum_of_groups(mean_BD, groups, num_groups)
+    var = share * sum_of_groups(var_BD + (mean_BD - mean[groups]).square(), groups, num_groups)
+    return Moments(images[:, 0] * math.prod(x.shape[2:]), mean, var)

@@ -97,11 +97,12 @@ class MixtureBatchNorm(nn.Module):
     def _split(self, x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if len(groups) != len(x):
             raise ValueError(f"split_path was given {len(groups)} labels but the batch has {len(x)} images")
-        mean, var = self.running_mean, self.running_var
+        mean, var, inverse_mass = self.running_mean, self.running_var, torch.zeros_like(self.running_tau)
         if self.training:
-            step = self._learn(functional.group_moments(x, groups, self.config.components), update_tau=False)
-            mean, var = step.mean, step.var
-        return functional.split_normalize(x, groups, mean, var, weight, bias, self.config.eps)
+            moments = functional.group_moments(x, groups, self.config.components)
+            mean, var, inverse_mass, _ = self._learn(moments, update_tau=False)
+        y: Tensor = torch.ops.cbn.split_normalize(x, groups, mean, var, inverse_mass, weight, bias, self.config.eps)
+        return y
 
     def _learn(self, batch: functional.Moments, update_tau: bool) -> TrainingStep:
         step = READINGS[self.config.statistics](self.running, batch, self.config.momentum, update_tau)

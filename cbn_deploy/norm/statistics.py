@@ -1,9 +1,10 @@
 """Which statistics normalise a training batch, and what they leave behind: every reading of the paper, by name.
 
-A reading is a pure function of the running statistics and of this batch's :class:`Moments`. It returns the (mean, var)
-that normalise this batch and the running statistics for the next one. The posteriors always come from the running
-statistics of BEFORE the batch (Algorithm 2, line 2). ``momentum`` is torch's convention: the weight of the NEW value,
-1 - lambda of the paper.
+A reading is a pure function of the running statistics and of this batch's :class:`Moments`, and nothing in it carries
+gradient. It returns the (mean, var) that normalise this batch, whose gradient is the operators' affair
+(:mod:`cbn_deploy.kernels.training`), and the running statistics for the next one. The posteriors always come from the
+running statistics of BEFORE the batch (Algorithm 2, line 2). ``momentum`` is torch's convention: the weight of the NEW
+value, 1 - lambda of the paper.
 
 =================== ==================================================================================================
 name                normalises with
@@ -69,8 +70,7 @@ def _usable(batch: Moments) -> Tensor:
 def _updated(
     running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool, unbiased: bool
 ) -> MixtureStatistics:
-    """Eq. (13)-(15), out of place and without gradient; empty components and non-finite batches change nothing."""
-    batch = Moments(*(t.detach() for t in batch))
+    """Eq. (13)-(15), out of place; empty components and non-finite batches change nothing."""
     usable = _usable(batch)
     var = batch.var
     if unbiased:

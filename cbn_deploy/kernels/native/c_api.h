@@ -84,6 +84,24 @@ CBN_EXPORT int64_t cbn_training_chunks(int64_t images, int64_t pixels);
 CBN_EXPORT const char* cbn_training_run(const cbn_training* arguments, const char* instruction_set,
                                         cbn_parallel parallel, int32_t threads);
 
+/* One pass of a split-path training step over planes (plane_kernel.h says what each computes): 0 moments, 1 sums of the
+ * output's gradient, 2 affine. Contiguous float32: x, grad and result (planes, pixels), table (planes, 4), sums
+ * (planes, 2); what a pass does not use is NULL. */
+typedef struct cbn_planes {
+    int32_t step;
+    int64_t planes;
+    int64_t pixels;
+    const float* table;
+    const float* x;
+    const float* grad;
+    float* result;
+    float* sums;
+} cbn_planes;
+
+/* As cbn_training_run. */
+CBN_EXPORT const char* cbn_planes_run(const cbn_planes* arguments, const char* instruction_set, cbn_parallel parallel,
+                                      int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

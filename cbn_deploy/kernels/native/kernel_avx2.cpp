@@ -6,3 +6,5 @@
 #include "kernel_tile.inc"
 #define CBN_TRAINING_KERNELS kAvx2TrainingKernels
 #include "training_tile.inc"
+#define CBN_PLANE_KERNELS kAvx2PlaneKernels
+#include "plane_tile.inc"

@@ -6,3 +6,5 @@
 #include "kernel_tile.inc"
 #define CBN_TRAINING_KERNELS kAvx512TrainingKernels
 #include "training_tile.inc"
+#define CBN_PLANE_KERNELS kAvx512PlaneKernels
+#include "plane_tile.inc"

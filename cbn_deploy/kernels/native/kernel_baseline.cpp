@@ -6,3 +6,5 @@
 #include "kernel_tile.inc"
 #define CBN_TRAINING_KERNELS kBaselineTrainingKernels
 #include "training_tile.inc"
+#define CBN_PLANE_KERNELS kBaselinePlaneKernels
+#include "plane_tile.inc"

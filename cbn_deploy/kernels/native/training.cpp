@@ -118,6 +118,15 @@ const TrainingKernels& training_kernels(const Kernels& kernels) {
     return kBaselineTrainingKernels;
 }
 
+const PlaneKernels& plane_kernels(const Kernels& kernels) {
+#ifdef CBN_X86_KERNELS
+    if (&kernels == &kAvx512Kernels) return kAvx512PlaneKernels;
+    if (&kernels == &kAvx2Kernels) return kAvx2PlaneKernels;
+#endif
+    (void)kernels;
+    return kBaselinePlaneKernels;
+}
+
 int64_t training_chunks(int64_t images, int64_t pixels) {
     return (images * pixels + kChunkPixels - 1) / kChunkPixels;
 }
@@ -151,6 +160,31 @@ void run_chunk(const TrainingKernels& kernels, TrainingStep step, const Training
         for (int lane = 0; lane < lanes; ++lane) sum += sums[i * lanes + lane];
         tensors.sums[chunk * length + i] = sum;
     }
+}
+
+namespace {
+
+ptrdiff_t planes_of_chunk(const Planes& planes) {
+    return std::max<ptrdiff_t>(1, kTileValues / std::max<ptrdiff_t>(1, planes.pixels));
+}
+
+}  // namespace
+
+int64_t plane_chunks(const Planes& planes) {
+    const ptrdiff_t size = planes_of_chunk(planes);
+    return (planes.planes + size - 1) / size;
+}
+
+void run_plane_chunk(const PlaneKernels& kernels, PlaneStep step, const Planes& planes, int64_t chunk) {
+    const ptrdiff_t size = planes_of_chunk(planes), begin = chunk * size;
+    Planes part = planes;
+    part.planes = std::min(size, planes.planes - begin);
+    part.x += begin * planes.pixels;
+    if (part.table) part.table += begin * kPlaneTable;
+    if (part.grad) part.grad += begin * planes.pixels;
+    if (part.result) part.result += begin * planes.pixels;
+    if (part.sums) part.sums += begin * kPlaneSums;
+    kernels.steps[static_cast<int>(step)](part);
 }
 
 }  // namespace cbn

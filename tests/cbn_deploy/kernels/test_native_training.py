@@ -12,7 +12,14 @@ from torch import Tensor
 
 from cbn_deploy.kernels import native_training, training_passes
 from tests.cbn_deploy.kernels.native_cases import library
-from tests.cbn_deploy.kernels.training_cases import EPS, Problem, gradients, operator_step, random_problem
+from tests.cbn_deploy.kernels.training_cases import (
+    EPS,
+    Problem,
+    gradients,
+    operator_step,
+    random_problem,
+    require_training_kernels,
+)
 from tests.reference.tolerances import tolerance
 
 OPS = torch.ops.cbn
@@ -20,9 +27,7 @@ OPS = torch.ops.cbn
 
 @pytest.fixture(autouse=True)
 def _native() -> None:
-    library()
-    if not native_training.suits(torch.zeros(1, 1, 1), 1):
-        pytest.skip("the native library was built before it had training kernels")
+    require_training_kernels()
 
 
 def single(problem: Problem) -> Problem:
@@ -99,19 +104,6 @@ def _passes_alone(p: Problem) -> list[Tensor]:
     outputs = native_training.output_sums(y, x, centre, w)
     tables = training_passes.GradientTables(p.scale, p.bias, p.mean, p.var, p.tau, p.mean, p.var)
     return [w, *sums, y, *outputs, native_training.input_gradient(y, x, centre, w, tables)]
-
-
-def test_torch_lends_its_threads() -> None:
-    """Where torch runs on OpenMP, the library is called by as many threads as torch was told to use."""
-    if "ATen parallel backend: OpenMP" not in torch.__config__.parallel_info():
-        pytest.skip("this torch has no OpenMP threads to lend")
-    lender = native_training._lender()
-    assert lender is not None
-    seen: list[int] = []
-    body_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    lend = ctypes.CFUNCTYPE(None, body_type, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(lender)
-    lend(body_type(lambda _: seen.append(1)), None, 2, 0)
-    assert len(seen) == 2
 
 
 def test_moments_of_a_large_common_offset_lose_nothing() -> None:
