@@ -2,9 +2,10 @@
 
 One EM step, what a reading of the paper makes of it, then the normalisation:
 
-    posterior, centre, mass, mean, var = torch.ops.cbn.mixture_statistics(x, tau, ...)    # carries no gradient
-    y = torch.ops.cbn.mixture_normalize(x, posterior, centre, ...)                        # carries all of it
+    posterior, centre, quadratic, linear, mass, mean, var = torch.ops.cbn.mixture_statistics(x, tau, ...)
+    y = torch.ops.cbn.mixture_normalize(x, posterior, centre, quadratic, linear, ...)
 
+The first carries no gradient, the second all of it.
 The gradient of ``mixture_normalize`` with respect to x knows that posterior, mean and var were made from x, so that the
 whole way back is two passes over the pixels. Saved for it are x, the posterior and tables. Second derivatives are not
 implemented: asking for them raises torch's "no autograd formula was registered".
@@ -32,7 +33,7 @@ __all__ = ["mixture_normalize", "mixture_statistics"]
 @torch.library.custom_op("cbn::mixture_statistics", mutates_args=())
 def mixture_statistics(
     x: Tensor, tau: Tensor, mean: Tensor, var: Tensor, epsilon: float, density_scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """E-step and M-step, Eq. (8) and (10)-(12).
 
     Eq. (12) prints mu_j, Algorithm 2 the batch mean; the batch mean is what makes it a variance, and is used here.
@@ -46,8 +47,14 @@ def mixture_statistics(
         density_scale: factor s of the log-density.
 
     Returns:
-        The posterior w (B, M, *spatial), the centre (D,), which is the batch mean per channel, the mass sum_n w_nj
-        (M,), and mean and biased variance under w (M, D), 0 where the mass is 0. All float32, float64 for float64 x.
+        - posterior: w (B, M, *spatial).
+        - centre: (D,) batch mean per channel.
+        - quadratic, linear: (M, D), such that the logit of w_j is a sum of (quadratic_jd c_d + linear_jd) c_d over the
+          channels, but for what all components have in common; c = x - centre.
+        - mass: (M,) sum_n w_nj.
+        - mean, var: (M, D), mean and biased variance under w, 0 where the mass is 0.
+
+        All float32, or float64 for float64 x.
     """
     with torch.autocast(x.device.type, enabled=False):
         pixels = _pixels(x)
@@ -55,25 +62,29 @@ def mixture_statistics(
         centre = pixels.mean((0, 2))
         tables = portable.density_tables(tau, mean, var, epsilon, centre)
         constant = tables.log_prior - (0.5 * density_scale) * tables.constant
-        quadratic, linear = _logit_tables(tables, density_scale)
+        quadratic, linear = logit_tables(tables, density_scale)
         w, sums = _passes(pixels, len(tau)).expectation(pixels, centre, quadratic, linear, constant)
         # An empty component has mass 0 and sums 0; dividing by the tiny floor gives 0 and not NaN.
         safe = sums.mass.clamp_min(torch.finfo(sums.mass.dtype).tiny ** 0.5)[:, None]
         shift = sums.first / safe
         # Rounding can leave a constant channel a variance just below zero.
         batch_var = (sums.second / safe - shift.square()).clamp_min(0.0)
-    return w.reshape(len(x), len(tau), *x.shape[2:]), centre, sums.mass, centre + shift, batch_var
+    posterior = w.reshape(len(x), len(tau), *x.shape[2:])
+    return posterior, centre, quadratic, linear, sums.mass, centre + shift, batch_var
 
 
 @mixture_statistics.register_fake
 def _(
     x: Tensor, tau: Tensor, mean: Tensor, var: Tensor, epsilon: float, density_scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     del var, epsilon, density_scale
-    dtype = portable.working_dtype(x)
-    shapes = ((len(x), len(tau), *x.shape[2:]), mean.shape[1:], tau.shape, mean.shape, mean.shape)
-    w, centre, mass, batch_mean, batch_var = (torch.empty(s, dtype=dtype, device=x.device) for s in shapes)
-    return w, centre, mass, batch_mean, batch_var
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=portable.working_dtype(x), device=x.device)
+
+    table = mean.shape
+    posterior, centre = empty(len(x), len(tau), *x.shape[2:]), empty(table[1])
+    return posterior, centre, empty(*table), empty(*table), empty(len(tau)), empty(*table), empty(*table)
 
 
 @torch.library.custom_op("cbn::mixture_normalize", mutates_args=())
@@ -81,16 +92,14 @@ def mixture_normalize(
     x: Tensor,
     posterior: Tensor,
     centre: Tensor,
-    density_mean: Tensor,
-    density_var: Tensor,
+    quadratic: Tensor,
+    linear: Tensor,
     mean: Tensor,
     var: Tensor,
     inverse_mass: Tensor,
     scale: Tensor,
     bias: Tensor,
     epsilon: float,
-    density_scale: float,
-    posterior_gradient: bool,
 ) -> Tensor:
     """Eq. (7) and (16): y = sum_j w_j (scale_j (x - mean_j) / sqrt(var_j + eps) + bias_j).
 
@@ -100,22 +109,20 @@ def mixture_normalize(
         x: (B, D, *spatial), any floating dtype.
         posterior: (B, M, *spatial), from :func:`mixture_statistics` of this x.
         centre: (D,) any point near the pixels: it keeps the sums small.
-        density_mean: (M, D), those that the posterior was computed with.
-        density_var: (M, D), likewise.
+        quadratic: (M, D), of :func:`mixture_statistics`; 0 here and in ``linear`` detaches the posterior.
+        linear: (M, D), likewise.
         mean: (M, D), what normalises.
         var: (M, D), likewise.
         inverse_mass: (M,) 1 / mass for a component whose ``mean`` and ``var`` are this batch's moments, so that x
             receives gradient through them; 0 for one where they are constants.
         scale: (M, D).
         bias: (M, D).
-        epsilon: added to the variances, in density and normaliser alike.
-        density_scale: factor s of the log-density.
-        posterior_gradient: whether x receives gradient through the posterior.
+        epsilon: added to the variances.
 
     Returns:
         (B, D, *spatial) of x's dtype.
     """
-    del density_mean, density_var, inverse_mass, density_scale, posterior_gradient
+    del quadratic, linear, inverse_mass
     with torch.autocast(x.device.type, enabled=False):
         pixels = _pixels(x)
         mean, var, scale, bias = (table.to(pixels.dtype) for table in (mean, var, scale, bias))
@@ -138,33 +145,25 @@ def mixture_normalize_backward(
     x: Tensor,
     posterior: Tensor,
     centre: Tensor,
-    density_mean: Tensor,
-    density_var: Tensor,
+    quadratic: Tensor,
+    linear: Tensor,
     mean: Tensor,
     var: Tensor,
     inverse_mass: Tensor,
     scale: Tensor,
     bias: Tensor,
     epsilon: float,
-    density_scale: float,
-    posterior_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, scale and bias from that of :func:`mixture_normalize`'s y."""
     with torch.autocast(x.device.type, enabled=False):
         pixels, g, w = _pixels(x), _pixels(grad), _pixels(posterior)
         g = g.to(pixels.dtype)
-        tables = (density_mean, density_var, mean, var, scale, bias)
-        density_mean, density_var, mean, var, *affine = (table.to(pixels.dtype) for table in tables)
-        passes = _passes(pixels, len(scale))
+        mean, var, *affine = (table.to(pixels.dtype) for table in (mean, var, scale, bias))
+        passes, shift = _passes(pixels, len(scale)), mean - centre
         through_gain, through_offset = passes.output_sums(g, pixels, centre, w)
-        shift = mean - centre
         outer = table_gradients(through_gain, through_offset, shift, var, affine[0], epsilon)
         moments = moment_gradients(outer, shift, var, inverse_mass)
         gain, offset = portable.combination_tables(mean, var, affine[0], affine[1], epsilon, centre)
-        quadratic, linear = torch.zeros_like(gain), torch.zeros_like(gain)
-        if posterior_gradient:
-            density = portable.density_tables(torch.ones_like(inverse_mass), density_mean, density_var, epsilon, centre)
-            quadratic, linear = _logit_tables(density, density_scale)
         grad_tables = GradientTables(gain, offset, *moments, 2.0 * quadratic, linear)
         grad_x: Tensor = passes.input_gradient(g, pixels, centre, w, grad_tables)
     return grad_x.reshape(x.shape).to(x.dtype), outer.scale.to(scale.dtype), through_offset.to(bias.dtype)
@@ -180,19 +179,19 @@ def _(grad: Tensor, x: Tensor, *constants: Any) -> tuple[Tensor, Tensor, Tensor]
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     del output
     ctx.save_for_backward(*inputs[:10])
-    ctx.constants = inputs[10:]
+    ctx.epsilon = inputs[10]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_scale, grad_bias = mixture_normalize_backward(grad, *ctx.saved_tensors, *ctx.constants)
-    return grad_x, *[None] * 7, grad_scale, grad_bias, None, None, None
+    grad_x, grad_scale, grad_bias = mixture_normalize_backward(grad, *ctx.saved_tensors, ctx.epsilon)
+    return grad_x, *[None] * 7, grad_scale, grad_bias, None
 
 
 mixture_normalize.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _logit_tables(tables: portable.DensityTables, density_scale: float) -> tuple[Tensor, Tensor]:
-    """Coefficients of c^2 and c in the logits."""
+def logit_tables(tables: portable.DensityTables, density_scale: float) -> tuple[Tensor, Tensor]:
+    """Coefficients of c^2 and c in the logits, (M, D) each."""
     return (-0.5 * density_scale) * tables.quadratic, density_scale * tables.linear
 
 

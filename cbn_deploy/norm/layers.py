@@ -80,13 +80,15 @@ class MixtureBatchNorm(nn.Module):
             return frozen
         if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
             self._store(statistics_of_first_batch(x, self.config.components))
-        policy = (self.config.eps, self.density_scale)
-        before = self.running
-        w, centre, *moments = torch.ops.cbn.mixture_statistics(x.detach(), *before, *policy)
-        step = self._learn(functional.Moments(*moments), update_tau=True)
+        x, eps = x.contiguous(), self.config.eps  # once, not in every operator
+        w, centre, quadratic, linear, *moments = torch.ops.cbn.mixture_statistics(
+            x.detach(), *self.running, eps, self.density_scale
+        )
+        if not self.config.posterior_gradient:
+            quadratic, linear = torch.zeros_like(quadratic), torch.zeros_like(linear)
+        mean, var, inverse_mass, _ = self._learn(functional.Moments(*moments), update_tau=True)
         y: Tensor = torch.ops.cbn.mixture_normalize(
-            *(x, w, centre, before.mean, before.var, step.mean, step.var, step.inverse_mass, self.weight, self.bias),
-            *(*policy, self.config.posterior_gradient),
+            x, w, centre, quadratic, linear, mean, var, inverse_mass, self.weight, self.bias, eps
         )
         return y
 

@@ -134,7 +134,7 @@ def test_nan_and_infinity_are_seen() -> None:
     for value in (float("nan"), float("inf")):
         problem = single(random_problem(5, (2, 3, 4, 4), 4))
         problem.x[1, 2, 0, 3] = value
-        w, _, mass, *_ = OPS.mixture_statistics(problem.x, problem.tau, problem.mean, problem.var, EPS, 1.0)
+        w, *_, mass, _, _ = OPS.mixture_statistics(problem.x, problem.tau, problem.mean, problem.var, EPS, 1.0)
         assert torch.isnan(w[1, :, 0, 3]).all()
         assert torch.isnan(mass).all()
 

@@ -29,7 +29,7 @@ def test_posterior_moments_and_output_agree_with_the_oracle(shape, components, s
     flat = oracle.pixels(t["x"])
     expected_w = oracle.posterior(flat, t["tau"], t["mean"], t["var"], EPS, scale)
 
-    w, centre, mass, mean, var = OPS.mixture_statistics(p.x, p.tau, p.mean, p.var, EPS, scale)
+    w, centre, *logits, mass, mean, var = OPS.mixture_statistics(p.x, p.tau, p.mean, p.var, EPS, scale)
     assert_allclose(oracle.pixels(w.numpy()), expected_w, **tolerance("float64"))
     assert_allclose(centre.numpy(), flat.mean(0), **tolerance("float64"))
     expected_mass, expected_mean, expected_var = oracle.m_step(flat, expected_w)
@@ -38,8 +38,7 @@ def test_posterior_moments_and_output_agree_with_the_oracle(shape, components, s
     assert_allclose(mean.numpy()[solid], expected_mean[solid], **tolerance("float64"))
     assert_allclose(var.numpy()[solid], expected_var[solid], **tolerance("float64"))
 
-    constants = (torch.zeros_like(mass), p.scale, p.bias, EPS, scale, True)
-    y = OPS.mixture_normalize(p.x, w, centre, p.mean, p.var, p.mean, p.var, *constants)
+    y = OPS.mixture_normalize(p.x, w, centre, *logits, p.mean, p.var, torch.zeros_like(mass), p.scale, p.bias, EPS)
     expected = oracle.compound(flat, expected_w, t["mean"], t["var"], t["scale"], t["bias"], EPS)
     assert_allclose(y.numpy(), oracle.unpixels(expected, shape), **tolerance("float64"))
 
@@ -67,7 +66,7 @@ def test_posterior_and_moments_agree_with_scikit_learn() -> None:
 
     image = torch.from_numpy(x.T.reshape(1, 5, 20, 30).copy())
     tables = (torch.from_numpy(t) for t in (tau, mean, 1 / precision))
-    w, _, mass, new_mean, new_var = OPS.mixture_statistics(image, *tables, 0.0, 1.0)
+    w, *_, mass, new_mean, new_var = OPS.mixture_statistics(image, *tables, 0.0, 1.0)
     assert_allclose(oracle.pixels(w.numpy()), before.predict_proba(x), **tolerance("float64"))
     assert_allclose((mass / mass.sum()).numpy(), model.weights_, **tolerance("float64"))
     assert_allclose(new_mean.numpy(), model.means_, **tolerance("float64"))

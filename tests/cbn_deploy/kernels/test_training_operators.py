@@ -20,8 +20,8 @@ def single(seed: int, shape: tuple[int, ...] = (2, 3, 4, 4), components: int = 2
 
 
 def normalize_arguments(p: Problem) -> tuple[object, ...]:
-    w, centre, mass, mean, var = OPS.mixture_statistics(p.x, p.tau, p.mean, p.var, *POLICY[:2])
-    return (p.x, w, centre, p.mean, p.var, mean, var, 1.0 / mass, p.scale, p.bias, *POLICY)
+    w, centre, *logits, mass, mean, var = OPS.mixture_statistics(p.x, p.tau, p.mean, p.var, *POLICY[:2])
+    return (p.x, w, centre, *logits, mean, var, 1.0 / mass, p.scale, p.bias, POLICY[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

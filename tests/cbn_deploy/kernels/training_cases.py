@@ -57,16 +57,18 @@ def random_problem(seed: int, shape: tuple[int, ...], components: int) -> Proble
 
 def operator_step(p: Problem, policy: Policy, batch_statistics: bool) -> Tensor:
     """y, normalised by the batch's moments, or by (mean, var) themselves."""
-    eps, density_scale, _ = policy
-    w, centre, mass, mean, var = torch.ops.cbn.mixture_statistics(
+    eps, density_scale, posterior_gradient = policy
+    w, centre, quadratic, linear, mass, mean, var = torch.ops.cbn.mixture_statistics(
         p.x.detach(), p.tau, p.mean, p.var, eps, density_scale
     )
     used = (mass >= MIN_MASS) & batch_statistics
     chosen_mean = torch.where(used[:, None], mean, p.mean.to(mean.dtype))
     chosen_var = torch.where(used[:, None], var, p.var.to(var.dtype))
     inverse_mass = torch.where(used, 1.0 / mass, 0.0)
+    if not posterior_gradient:
+        quadratic, linear = torch.zeros_like(quadratic), torch.zeros_like(linear)
     y: Tensor = torch.ops.cbn.mixture_normalize(
-        p.x, w, centre, p.mean, p.var, chosen_mean, chosen_var, inverse_mass, p.scale, p.bias, *policy
+        p.x, w, centre, quadratic, linear, chosen_mean, chosen_var, inverse_mass, p.scale, p.bias, eps
     )
     return y
 
