@@ -10,6 +10,7 @@ CbnError
  ├── OutputError               a folder or file that cannot be written, a full disk
  ├── TrainingError             a run that cannot go on (NaN loss)
  ├── ParityError               an export whose answers differ from the checkpoint's
+ ├── EngineError               an engine that TensorRT cannot build
  ├── InputError                an array given to a Session that has the wrong shape, dtype or size
  └── ImageError                an image that cannot be classified
       ├── ImageTooLargeError       more bytes, pixels or frames than allowed
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "CorruptImageError",
     "DataError",
+    "EngineError",
     "ImageError",
     "ImageTooLargeError",
     "InputError",
@@ -79,6 +81,10 @@ class TrainingError(CbnError):
 
 class ParityError(CbnError):
     """An exported model whose answers differ from the checkpoint's."""
+
+
+class EngineError(CbnError):
+    """An engine that TensorRT cannot build."""
 
 
 class InputError(CbnError):

@@ -55,6 +55,7 @@ class _Tensors(ctypes.Structure):
         ("residual", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
         ("posterior", ctypes.c_void_p),
+        ("block", ctypes.c_int64),
     )
 
 
@@ -134,6 +135,7 @@ class NativeLayer:
         relu: bool = False,
         begin: int = 0,
         end: int | None = None,
+        block: int = 0,
     ) -> None:
         """Compute the pixels ``begin <= n < end`` of ``images * pixels`` in the calling thread, without the GIL.
 
@@ -148,11 +150,13 @@ class NativeLayer:
             relu: apply ``max(0, .)`` at the end.
             begin: first pixel, counted over all images.
             end: one after the last; ``None``: all.
+            block: 0, or 8 or 16: ``x``, ``residual`` and ``y`` are float32 (B, ceil(D / block), P, block), the channels
+                beyond D zero.
 
         Raises:
-            ValueError: a wrong type or range, or a closed layer.
+            ValueError: a wrong type, range or block, or a closed layer.
         """
-        tensors = _Tensors(data_type, relu, images, pixels, x, residual, y, posterior)
+        tensors = _Tensors(data_type, relu, images, pixels, x, residual, y, posterior, block)
         stop = images * pixels if end is None else end
         _check(self._functions.cbn_layer_forward(self._layer, ctypes.byref(tensors), begin, stop))
 

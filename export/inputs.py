@@ -12,10 +12,15 @@ from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import ALLOWED_FORMATS, decode_image, normalize, resize
 
-__all__ = ["EXTREMES", "REAL", "ParityInputs", "read_images"]
+__all__ = ["EXTREMES", "REAL", "ParityInputs", "default_count", "image_files", "read_images"]
 
 REAL = "real image"
 _SUFFIXES = {".jpg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)}
+
+# Inputs for images of up to 64 x 64 pixels, and the fewest for larger ones: a ResNet-50 at 224 x 224 takes seconds an
+# input, in float32, in float64 and with every activation looked at.
+_MOST, _FEWEST = 256, 64
+_SMALL_IMAGE = 64 * 64
 
 Pixels = NDArray[np.uint8]
 _Extreme = Callable[[np.random.Generator, Preprocessing], NDArray[np.float32]]
@@ -149,6 +154,12 @@ class ParityInputs:
         return EXTREMES[self.kind(index)](np.random.default_rng((self._seed, index)), self._preprocessing)
 
 
+def default_count(preprocessing: Preprocessing) -> int:
+    """How many inputs the gate uses unless told otherwise: 256, fewer in proportion for larger images, at least 64."""
+    pixels = preprocessing.height * preprocessing.width
+    return max(_FEWEST, min(_MOST, _MOST * _SMALL_IMAGE // pixels))
+
+
 def read_images(folder: Path, preprocessing: Preprocessing, limit: int) -> Pixels:
     """Up to ``limit`` image files under ``folder``, evenly spread over its sorted listing, at model size.
 
@@ -158,13 +169,23 @@ def read_images(folder: Path, preprocessing: Preprocessing, limit: int) -> Pixel
     Raises:
         DataError: the folder does not exist, holds no image, or holds one that cannot be read.
     """
+    paths = image_files(folder)
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)]
+    return np.stack([_read(path, preprocessing) for path in chosen])
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image file under ``folder``, sorted, at least one.
+
+    Raises:
+        DataError: the folder does not exist or holds no image.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder of images.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not paths:
         raise DataError(f"{folder} holds no JPEG, PNG, WebP or BMP file; give a folder of images.")
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)]
-    return np.stack([_read(path, preprocessing) for path in chosen])
+    return paths
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Pixels:

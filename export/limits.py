@@ -31,6 +31,16 @@ LIMITS: dict[str, Limit] = {
         "only where that is more than the limit on logits: far from any image a deep network amplifies rounding; real "
         "images get no such allowance",
     ),
+    "claim": Limit(
+        1e-3,
+        "posterior of a pixel of a real image: a component that none gives more is dead if its prior is too; training "
+        "leaves components of prior 1e-4 to which single pixels still give 0.2 to 1",
+    ),
+    "pruning": Limit(
+        1e-2,
+        "how far a logit of a real image may move in float64 when components are pruned, in units of max(1, largest "
+        "|logit|): a change of the model, not rounding, a hundred times the limit on logits; top-1 must stay besides",
+    ),
     "tie": Limit(
         2.0,
         "times the image's limit on logits: two classes closer than that in float64 are a tie, and either may win",

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from export.op import DOMAIN, FORMS, TABLES, OpForm
 
-__all__ = ["OpNode", "cbn_nodes", "form_of", "only_consumer", "replace_by_fused"]
+__all__ = ["OpNode", "cbn_nodes", "form_of", "only_consumer", "only_reader", "replace_by_fused"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,16 @@ def form_of(node: ir.Node) -> OpForm | None:
     return FORMS.get(node.op_type) if node.domain == DOMAIN else None
 
 
-def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The single node that reads ``value``, if it is a standard ``op_type`` and the value is no graph output."""
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The single node that reads ``value``, once, if the value is no graph output."""
     uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    node = uses[0].node
-    return node if (node.domain, node.op_type) == ("", op_type) else None
+    return None if len(uses) != 1 or value.is_graph_output() else uses[0].node
+
+
+def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    """:func:`only_reader`, if it is a standard ``op_type``."""
+    node = only_reader(value)
+    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
 
 
 def replace_by_fused(

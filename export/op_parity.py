@@ -20,6 +20,8 @@ __all__ = ["OpComparison"]
 _FORMULA_BYTES = 16 * 2**20
 # Pixels of one node compared per input; larger feature maps are sampled, which keeps the gate to seconds.
 _PIXELS = 64
+# One rounding of the result to float16: half the distance between neighbours, relative and near zero.
+_HALF_UNIT, _HALF_SMALLEST = 2.0**-11, 2.0**-25
 
 
 class OpComparison:
@@ -34,7 +36,7 @@ class OpComparison:
         self._tables = [torch.from_numpy(table) for table in site.tables.float64()]
 
     def compare(
-        self, values: Mapping[str, NDArray[np.float32]], kinds: Sequence[str], rng: np.random.Generator
+        self, values: Mapping[str, NDArray[np.floating]], kinds: Sequence[str], rng: np.random.Generator
     ) -> None:
         """Compare what the node read and wrote for a batch of inputs of these kinds."""
         site = self.site
@@ -62,8 +64,10 @@ class OpComparison:
                 allowed = allowed + LIMITS["op"].value * UNIT * np.abs(expected)
             if self.site.form.relu:
                 expected = np.maximum(expected, 0.0)
-            # The formula may be finite in float64 where float32 cannot be.
-            compared = np.isfinite(allowed) & (np.abs(expected) < np.finfo(np.float32).max)
+            if self.site.dtype == np.float16:
+                allowed = allowed + _HALF_UNIT * np.abs(expected) + _HALF_SMALLEST
+            # The formula may be finite in float64 where the node's type cannot be.
+            compared = np.isfinite(allowed) & (np.abs(expected) < np.finfo(self.site.dtype).max)
             error = np.where(compared, np.abs(y.reshape(expected.shape) - expected), 0.0)
             error = np.where(np.isnan(error), np.inf, error)
             ratio = error / (allowed + np.finfo(np.float32).tiny)
@@ -86,6 +90,6 @@ class OpComparison:
         )
 
 
-def _pixels(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, D, *spatial) -> (B, P, D)."""
-    return np.moveaxis(values.reshape(*values.shape[:2], -1), 1, 2)
+def _pixels(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(B, D, *spatial) of float32 or float16 -> (B, P, D) float32."""
+    return np.moveaxis(values.reshape(*values.shape[:2], -1), 1, 2).astype(np.float32, copy=False)

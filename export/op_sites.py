@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from export.op import DEFAULT_DENSITY_SCALE, DEFAULT_EPSILON, TABLES, OpForm
+from export.op import OpForm
 from export.op_nodes import OpNode, cbn_nodes
+from export.op_tables import read_tables
 from export.rounding import OpTables
 
 __all__ = ["OpSite", "find_sites", "tap"]
@@ -28,6 +28,7 @@ class OpSite:
         residual: name of the value it adds, or ``None``.
         y: name of its result.
         tables: its constants.
+        dtype: of X, residual and Y: float32 or float16.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class OpSite:
     residual: str | None
     y: str
     tables: OpTables
+    dtype: type[np.floating] = np.float32
 
 
 def find_sites(graph: ir.Model) -> list[OpSite]:
@@ -48,40 +50,27 @@ def find_sites(graph: ir.Model) -> list[OpSite]:
 
 
 def tap(model: onnx.ModelProto, sites: Sequence[OpSite]) -> onnx.ModelProto:
-    """A copy of ``model`` that also returns what every site reads and writes (float32)."""
+    """A copy of ``model`` that also returns what every site reads and writes, in the site's dtype."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     present = {output.name for output in model.graph.output} | {value.name for value in model.graph.input}
-    for name in sorted({name for site in sites for name in (site.x, site.residual, site.y) if name} - present):
-        tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    dtypes = {name: site.dtype for site in sites for name in (site.x, site.residual, site.y) if name}
+    for name in sorted(dtypes.keys() - present):
+        element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtypes[name]))
+        tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
     return tapped
 
 
 def _site(op: OpNode) -> OpSite:
-    attributes = op.node.attributes
-    epsilon, density_scale = attributes.get("epsilon"), attributes.get("density_scale")
-    tau, mean, var, scale, bias = (_constant(op, name) for name in TABLES)
-    residual = op.inputs.get("residual")
+    tables, residual = read_tables(op), op.inputs.get("residual")
+    if tables is None:
+        raise ValueError(f"the tables of {op.node.name} are not all constants")
     return OpSite(
         layer=str(op.node.name),
         form=op.form,
         x=str(op.inputs["X"].name),
         residual=None if residual is None else str(residual.name),
         y=str(op.node.outputs[0].name),
-        tables=OpTables(
-            tau,
-            mean,
-            var,
-            scale,
-            bias,
-            DEFAULT_EPSILON if epsilon is None else epsilon.as_float(),
-            DEFAULT_DENSITY_SCALE if density_scale is None else density_scale.as_float(),
-        ),
+        tables=tables,
+        dtype=np.float16 if op.inputs["X"].dtype == ir.DataType.FLOAT16 else np.float32,
     )
-
-
-def _constant(op: OpNode, name: str) -> NDArray[np.float32]:
-    tensor = ir.convenience.get_const_tensor(op.inputs[name])
-    if tensor is None:
-        raise ValueError(f"{name} of {op.node.name} is not a constant")
-    return np.asarray(tensor.numpy(), dtype=np.float32)

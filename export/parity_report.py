@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["LogitParity", "OpParity", "ParityReport"]
+__all__ = ["LogitParity", "OpParity", "ParityReport", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +92,15 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, numbers to four significant digits."""
-        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
+        return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain JSON types of a report's values, numbers to four significant digits."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value

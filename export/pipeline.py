@@ -7,25 +7,30 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cbn_deploy import __version__
 from cbn_deploy.atomic import atomic_path, check_writable
 from cbn_deploy.checkpoint import Checkpoint, file_sha256, load_checkpoint, load_model
-from cbn_deploy.errors import OutputError
+from cbn_deploy.errors import DataError, OutputError
 from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import freeze
 from cbn_deploy.runtime.description import ModelDescription
-from export.inputs import ParityInputs, read_images
+from export.inputs import ParityInputs, default_count, read_images
+from export.op_nodes import cbn_nodes
 from export.op_sites import find_sites
 from export.parity import SEED, Progress, check_parity
 from export.parity_report import ParityReport
 from export.passes import DescribePass
+from export.precision import DEFAULT_MAX_DROP, PrecisionReport, PrecisionRequest, check_request, lower_precision
+from export.prune_components import PruningReport, prune_components
 from export.to_onnx import build_graph, inline
 
 __all__ = ["ExportOptions", "ExportResult", "export_checkpoint"]
@@ -40,17 +45,28 @@ class ExportOptions:
     Attributes:
         inline: write the op's standard-ops body in place of its nodes, for readers without function support.
         with_posterior: every layer's posterior becomes an output ``posterior.<layer>``.
-        data: folder of images for the parity gate, in place of those that the checkpoint carries.
-        inputs: how many inputs the parity gate uses.
+        data: folder of images for the parity gate, in place of those that the checkpoint carries; for a precision other
+            than fp32 the labelled test images of the accuracy gate, found as ``cbn-eval`` does, or ``digits``.
+        precision: "fp32", "fp16" (weights and activations) or "int8" (convolutions).
+        calibration: folder of images that set the ranges of int8; ``None``: the training images of ``data``.
+        max_drop: points of balanced top-1 that an fp16 or int8 file may lose.
+        inputs: how many inputs the parity gate uses; ``None``: 256, and down to 64 for larger images
+            (:func:`export.inputs.default_count`).
         allow_rounding: export a network that amplifies float32's own rounding beyond the limit on logits, if every node
             keeps its limit.
+        prune_threshold: leave out the components whose prior is at or below this and which no pixel of a real image
+            claims (:mod:`export.prune_components`); ``None``: keep all.
     """
 
     inline: bool = False
     with_posterior: bool = False
     data: Path | None = None
-    inputs: int = 256
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    calibration: Path | None = None
+    max_drop: float = DEFAULT_MAX_DROP
+    inputs: int | None = None
     allow_rounding: bool = False
+    prune_threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +75,23 @@ class ExportResult:
 
     Attributes:
         path: the file.
-        parity: what the gate measured.
+        parity: what the gate measured: parity for fp32, accuracy for a lower precision.
         description: what the file says about itself.
         forms: op form -> number of nodes, before any inlining.
         inlined: whether the file holds their bodies instead.
         nodes: number of nodes in the file's graph.
         size: of the file, in bytes.
+        pruning: what was pruned, if that was asked for.
     """
 
     path: Path
-    parity: ParityReport
+    parity: ParityReport | PrecisionReport
     description: ModelDescription
     forms: Mapping[str, int]
     inlined: bool
     nodes: int
     size: int
+    pruning: PruningReport | None = None
 
 
 def export_checkpoint(
@@ -85,12 +103,13 @@ def export_checkpoint(
         checkpoint: a ``model.pt``.
         output: the ``.onnx`` file to write; one that exists is replaced.
         options: see :class:`ExportOptions`.
-        progress: called with (parity inputs done, parity inputs in all).
+        progress: called with (images done, images in all) of the gate.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        DataError: ``options.data`` holds no usable image.
-        ParityError: the exported graph's answers differ from the checkpoint's.
+        DataError: ``options.data`` or ``options.calibration`` holds no usable image.
+        ParityError: the exported graph's answers differ from the checkpoint's, its accuracy is too low, or pruning
+            changes the answers.
         OutputError: ``output`` cannot be written.
     """
     options = options or ExportOptions()
@@ -98,20 +117,20 @@ def export_checkpoint(
     loaded = load_checkpoint(checkpoint)
     source_sha256 = file_sha256(checkpoint)
     _check_output(checkpoint, output)
-    model = load_model(loaded)
+    request = _precision_request(options)
+    if request is not None:
+        check_request(request, loaded.description)
+    model, pruning = _pruned(load_model(loaded), loaded, options)
     preprocessing = loaded.description.preprocessing
-    inputs = ParityInputs(preprocessing, _real_images(loaded, options), options.inputs, SEED)
     example = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
     graph = build_graph(freeze(model), example, with_posterior=options.with_posterior)
-    sites = find_sites(graph)
-    final = inline(graph) if options.inline else graph
-    exported = ir.serde.serialize_model(final)
-    parity = check_parity(model, exported, sites, inputs, progress, allow_rounding=options.allow_rounding)
+    final, parity = _prove(graph, model, loaded, options, request, progress)
     description = dataclasses.replace(
         loaded.description,
         source_sha256=source_sha256,
         tool_versions={**loaded.description.tool_versions, "cbn-deploy": __version__, **package_versions(_TOOLS)},
-        parity=parity.to_dict(),
+        precision=options.precision,
+        parity=parity.to_dict() if pruning is None else {**parity.to_dict(), "pruning": pruning.to_dict()},
     )
     DescribePass(description, __version__)(final)
     size = _write(final, output)
@@ -119,11 +138,62 @@ def export_checkpoint(
         path=output,
         parity=parity,
         description=description,
-        forms=Counter(site.form.op_type for site in sites),
+        forms=Counter(op.form.op_type for op in cbn_nodes(graph)),
         inlined=options.inline,
         nodes=final.graph.num_nodes(),
         size=size,
+        pruning=pruning,
     )
+
+
+def _pruned(model: nn.Module, checkpoint: Checkpoint, options: ExportOptions) -> tuple[nn.Module, PruningReport | None]:
+    """The network to export; from here on it is what the gates compare with."""
+    if options.prune_threshold is None:
+        return model, None
+    preprocessing = checkpoint.description.preprocessing
+    count = default_count(preprocessing) if options.inputs is None else options.inputs
+    # For a lower precision --data is not a folder of images but a test set.
+    data = options.data if options.precision == "fp32" else None
+    inputs = ParityInputs(preprocessing, _real_images(checkpoint, data, count), count, SEED)
+    return prune_components(model, inputs, options.prune_threshold)
+
+
+def _precision_request(options: ExportOptions) -> PrecisionRequest | None:
+    if options.precision == "fp32":
+        return None
+    if options.data is None:
+        raise DataError(
+            f"{options.precision} is judged by its accuracy on labelled test images; say where they are with "
+            "--data DIR (or --data digits)."
+        )
+    return PrecisionRequest(
+        precision=options.precision,
+        data=str(options.data),
+        calibration=options.calibration,
+        max_drop=options.max_drop,
+        inline=options.inline,
+    )
+
+
+def _prove(
+    graph: ir.Model,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    request: PrecisionRequest | None,
+    progress: Progress | None,
+) -> tuple[ir.Model, ParityReport | PrecisionReport]:
+    """The graph to write, in the precision asked for, and what its gate measured."""
+    preprocessing = checkpoint.description.preprocessing
+    count = default_count(preprocessing) if options.inputs is None else options.inputs
+    if request is not None:
+        lowered = lower_precision(graph, model, checkpoint.description, request, count, progress)
+        return lowered.graph, lowered.report
+    inputs = ParityInputs(preprocessing, _real_images(checkpoint, options.data, count), count, SEED)
+    final = inline(graph) if options.inline else graph
+    exported = ir.serde.serialize_model(final)
+    parity = check_parity(model, exported, find_sites(graph), inputs, progress, allow_rounding=options.allow_rounding)
+    return final, parity
 
 
 def _check_output(checkpoint: Path, output: Path) -> None:
@@ -136,10 +206,10 @@ def _check_output(checkpoint: Path, output: Path) -> None:
     check_writable(output.parent, needed_bytes=2 * checkpoint.stat().st_size)
 
 
-def _real_images(checkpoint: Checkpoint, options: ExportOptions) -> NDArray[np.uint8]:
+def _real_images(checkpoint: Checkpoint, data: Path | None, count: int) -> NDArray[np.uint8]:
     preprocessing = checkpoint.description.preprocessing
-    if options.data is not None:
-        return read_images(options.data, preprocessing, limit=options.inputs // 2)
+    if data is not None:
+        return read_images(data, preprocessing, limit=count // 2)
     if checkpoint.sample_images is None:
         return np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)
     samples: NDArray[np.uint8] = checkpoint.sample_images.numpy()

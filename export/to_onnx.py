@@ -22,6 +22,9 @@ from export.op import DOMAIN, PLAIN, VERSION, op_schema
 from export.passes import (
     AddPosteriorOutputsPass,
     AttachFunctionsPass,
+    FoldLinearAfterPass,
+    FoldLinearBeforePass,
+    FoldSingleGaussianPass,
     FuseAddReluPass,
     FuseReluPass,
     InlineFunctionsPass,
@@ -68,9 +71,14 @@ def build_graph(model: nn.Module, example: Tensor, *, with_posterior: bool = Fal
     onnxscript.optimizer.optimize(graph)
     common_passes.ClearMetadataAndDocStringPass()(graph)
     graph.ir_version = IR_VERSION
+    fold = [FoldLinearBeforePass(), FoldLinearAfterPass()]
+    # A layer whose posterior is asked for must stay, even one of a single Gaussian.
+    single = [] if with_posterior else [FoldSingleGaussianPass()]
+    clean = [common_passes.RemoveUnusedNodesPass()]
     fuse = [FuseAddReluPass(), FuseReluPass()]
     posterior = [AddPosteriorOutputsPass()] if with_posterior else []
-    ir.passes.Sequential(*fuse, *posterior, PluginAttributesPass(), AttachFunctionsPass())(graph)
+    passes = [*fold, *single, *clean, *fuse, *posterior, PluginAttributesPass(), AttachFunctionsPass()]
+    ir.passes.Sequential(*passes)(graph)
     return graph
 
 

@@ -47,7 +47,9 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="MODEL.onnx ...", help="Model files; NAME=PATH serves one under a name of its own."),
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="auto, onnxruntime, openvino or torch. Default: auto.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="auto, onnxruntime, openvino, torch or tensorrt. Default: auto.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. Default: 8000.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that share one inference. Default: all CPUs.")] = None,

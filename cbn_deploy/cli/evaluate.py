@@ -47,7 +47,9 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures, as fractions, to FILE.")
     ] = None,
-    runtime: Annotated[str, typer.Option(help="auto (by the file's suffix), onnxruntime, openvino or torch.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="auto (by the file's suffix), onnxruntime, openvino, torch or tensorrt.")
+    ] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a run.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all]")] = None,
     recipe: Annotated[str | None, typer.Option(help="Split the data as this recipe does.")] = None,

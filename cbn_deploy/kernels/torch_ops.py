@@ -1,7 +1,8 @@
 """``torch.ops.cbn.*``: the frozen layer as opaque operators, so that exporters and compilers see one node.
 
-On the CPU they run in the native library where it is installed (:mod:`cbn_deploy.kernels.native`), else, and for what
-it does not take, in plain torch operations (:mod:`cbn_deploy.kernels.portable`).
+On the CPU they run in the native library where it is installed (:mod:`cbn_deploy.kernels.native`), on CUDA in Triton
+(:mod:`cbn_deploy.kernels.cuda`); else, and for what these do not take, in plain torch operations
+(:mod:`cbn_deploy.kernels.portable`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cbn_deploy.kernels import native, portable
+from cbn_deploy.kernels import cuda, native, portable
+from cbn_deploy.kernels.memory_format import empty_like_dense
 
 __all__ = ["compound_batch_norm", "compound_batch_norm_posterior"]
 
@@ -32,6 +34,22 @@ def compound_batch_norm(
     return y
 
 
+@compound_batch_norm.register_kernel("cuda")
+def _(
+    x: Tensor,
+    tau: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    density_scale: float,
+) -> Tensor:
+    _check_shapes(x, tau, mean, var, scale, bias)
+    y, _ = cuda.compound_batch_norm(x, tau, mean, var, scale, bias, epsilon, density_scale, with_posterior=False)
+    return y
+
+
 @compound_batch_norm.register_fake
 def _(
     x: Tensor,
@@ -44,7 +62,7 @@ def _(
     density_scale: float,
 ) -> Tensor:
     del tau, mean, var, scale, bias, epsilon, density_scale
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return _like(x)
 
 
 @torch.library.custom_op("cbn::compound_batch_norm_posterior", mutates_args=())
@@ -67,6 +85,23 @@ def compound_batch_norm_posterior(
     return portable.compound_batch_norm(*arguments)
 
 
+@compound_batch_norm_posterior.register_kernel("cuda")
+def _(
+    x: Tensor,
+    tau: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    density_scale: float,
+) -> tuple[Tensor, Tensor]:
+    _check_shapes(x, tau, mean, var, scale, bias)
+    y, posterior = cuda.compound_batch_norm(x, tau, mean, var, scale, bias, epsilon, density_scale, with_posterior=True)
+    assert posterior is not None  # noqa: S101 - asked for
+    return y, posterior
+
+
 @compound_batch_norm_posterior.register_fake
 def _(
     x: Tensor,
@@ -81,9 +116,14 @@ def _(
     del mean, var, scale, bias, epsilon, density_scale
     shape = (x.shape[0], tau.shape[0], *x.shape[2:])
     return (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        _like(x),
         torch.empty(shape, dtype=portable.working_dtype(x), device=x.device),
     )
+
+
+def _like(x: Tensor) -> Tensor:
+    """An output of ``x``'s shape and type, in the memory format that the kernels of its device give."""
+    return empty_like_dense(x) if x.device.type == "cuda" else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _check_shapes(x: Tensor, tau: Tensor, *tables: Tensor) -> None:

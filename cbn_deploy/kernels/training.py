@@ -5,10 +5,9 @@ One EM step, what a reading of the paper makes of it, then the normalisation:
     posterior, centre, quadratic, linear, mass, mean, var = torch.ops.cbn.mixture_statistics(x, tau, ...)
     y = torch.ops.cbn.mixture_normalize(x, posterior, centre, quadratic, linear, ...)
 
-The first carries no gradient, the second all of it.
-The gradient of ``mixture_normalize`` with respect to x knows that posterior, mean and var were made from x, so that the
-whole way back is two passes over the pixels. Saved for it are x, the posterior and tables. Second derivatives are not
-implemented: asking for them raises torch's "no autograd formula was registered".
+The first carries no gradient, the second all of it: its gradient with respect to x knows that posterior, mean and var
+were made from x, so that the whole way back is two passes over the pixels. Saved for it are x, the posterior and
+tables. Second derivatives are not implemented: asking for them raises torch's "no autograd formula was registered".
 
 The passes run in the native library where it is installed and can (:mod:`cbn_deploy.kernels.native_training`), else in
 plain torch operations (:mod:`cbn_deploy.kernels.training_passes`); x of half precision is computed in float32.
@@ -63,14 +62,14 @@ def mixture_statistics(
         tables = portable.density_tables(tau, mean, var, epsilon, centre)
         constant = tables.log_prior - (0.5 * density_scale) * tables.constant
         quadratic, linear = logit_tables(tables, density_scale)
-        w, sums = _passes(pixels, len(tau)).expectation(pixels, centre, quadratic, linear, constant)
+        w, (mass, first, second) = _passes(pixels, len(tau)).expectation(pixels, centre, quadratic, linear, constant)
         # An empty component has mass 0 and sums 0; dividing by the tiny floor gives 0 and not NaN.
-        safe = sums.mass.clamp_min(torch.finfo(sums.mass.dtype).tiny ** 0.5)[:, None]
-        shift = sums.first / safe
+        safe = mass.clamp_min(torch.finfo(mass.dtype).tiny ** 0.5)[:, None]
+        shift = first / safe
         # Rounding can leave a constant channel a variance just below zero.
-        batch_var = (sums.second / safe - shift.square()).clamp_min(0.0)
+        batch_var = (second / safe - shift.square()).clamp_min(0.0)
     posterior = w.reshape(len(x), len(tau), *x.shape[2:])
-    return posterior, centre, quadratic, linear, sums.mass, centre + shift, batch_var
+    return posterior, centre, quadratic, linear, mass, centre + shift, batch_var
 
 
 @mixture_statistics.register_fake

@@ -10,13 +10,16 @@ from typing import Any
 from torch import nn
 
 from cbn_deploy.models.resnet_cifar import CifarResNet, NormFactory
+from cbn_deploy.models.resnet_imagenet import ImageNetResNet
 from cbn_deploy.norm import DualPathBatchNorm2d, NormConfig, class_groups
 
 __all__ = ["BN_SUFFIX", "MODEL_NAMES", "ArchitectureConfig", "bn_twin", "create_model"]
 
 BN_SUFFIX = "-bn"
 _CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56, "resnet110": 110}
-MODEL_NAMES = tuple(_CIFAR_DEPTHS) + tuple(name + BN_SUFFIX for name in _CIFAR_DEPTHS)
+_IMAGENET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet152": (3, 8, 36, 3)}
+_NETWORKS = (*_CIFAR_DEPTHS, *_IMAGENET_BLOCKS)
+MODEL_NAMES = _NETWORKS + tuple(name + BN_SUFFIX for name in _NETWORKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +76,10 @@ def create_model(architecture: ArchitectureConfig, class_counts: Sequence[int] |
     Returns:
         A module from images (B, 3, H, W) to logits (B, K).
     """
-    depth = _CIFAR_DEPTHS[architecture.name.removesuffix(BN_SUFFIX)]
-    return CifarResNet(depth, architecture.num_classes, _norm_factory(architecture, class_counts))
+    name, norm = architecture.name.removesuffix(BN_SUFFIX), _norm_factory(architecture, class_counts)
+    if name in _IMAGENET_BLOCKS:
+        return ImageNetResNet(_IMAGENET_BLOCKS[name], architecture.num_classes, norm)
+    return CifarResNet(_CIFAR_DEPTHS[name], architecture.num_classes, norm)
 
 
 def _norm_factory(architecture: ArchitectureConfig, class_counts: Sequence[int] | None) -> NormFactory:

@@ -82,7 +82,9 @@ class ModelDescription:
             frequencies to the logits during training only.
         source_sha256: SHA-256 of the checkpoint that was exported (empty in a checkpoint).
         tool_versions: package name -> version, of what made the file.
-        parity: the parity report of the export (empty in a checkpoint).
+        precision: arithmetic of an exported file: "fp32", "fp16" (weights and activations) or "int8" (convolutions).
+        parity: the report of the export's gate (empty in a checkpoint): parity for fp32, otherwise calibration and
+            accuracy.
         format_version: version of this layout.
     """
 
@@ -94,6 +96,7 @@ class ModelDescription:
     training_prior: tuple[float, ...]
     source_sha256: str = ""
     tool_versions: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
     parity: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -141,6 +144,7 @@ class ModelDescription:
                 training_prior=tuple(float(v) for v in plain["training_prior"]),
                 source_sha256=str(plain.get("source_sha256", "")),
                 tool_versions=dict(plain.get("tool_versions", {})),
+                precision=str(plain.get("precision", "fp32")),
                 parity=dict(plain.get("parity", {})),
                 format_version=version,
             )

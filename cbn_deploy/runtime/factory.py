@@ -12,11 +12,12 @@ from cbn_deploy.runtime.session import Session
 
 __all__ = ["RUNTIMES", "RuntimeName", "available_cpus", "open_session"]
 
-RuntimeName = Literal["auto", "onnxruntime", "openvino", "torch"]
+RuntimeName = Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
-_SUFFIXES: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".pt": "torch"}
-# What each runtime imports besides the core, and the extra that installs it.
+_SUFFIXES: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".pt": "torch", ".engine": "tensorrt"}
+# What each runtime imports besides the core, and the extra that installs it; the TensorRT Session says itself what an
+# engine needs, as that depends on what built it.
 _PACKAGES: dict[RuntimeName, tuple[str, str]] = {
     "onnxruntime": ("onnxruntime", "cpu"),
     "openvino": ("openvino", "openvino"),
@@ -28,15 +29,16 @@ def open_session(path: Path | str, runtime: RuntimeName = "auto", threads: int |
     """Load a model file into a :class:`Session`.
 
     Args:
-        path: ``model.onnx`` (runtimes "onnxruntime" and "openvino") or ``model.pt`` (runtime "torch").
-        runtime: "auto" picks by the file's suffix: ``.onnx`` onnxruntime, ``.pt`` torch.
+        path: ``model.onnx`` (runtimes "onnxruntime" and "openvino"), ``model.pt`` (runtime "torch") or
+            ``model.engine`` (runtime "tensorrt", also for an engine of TensorRT-RTX).
+        runtime: "auto" picks by the file's suffix: ``.onnx`` onnxruntime, ``.pt`` torch, ``.engine`` tensorrt.
         threads: threads that share one run. ``None``: :func:`available_cpus` of them; for torch, whose thread count is
             one setting of the whole process, torch's own setting is left alone.
 
     Raises:
         ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
         CheckpointError: the same of a ``.pt`` file.
-        RuntimeUnavailableError: the runtime's package is not installed.
+        RuntimeUnavailableError: the runtime's package is not installed, or the GPU that it needs is absent.
         ValueError: an unknown runtime, or threads < 1.
     """
     path = Path(path)
@@ -64,7 +66,7 @@ def _by_suffix(path: Path) -> RuntimeName:
         return _SUFFIXES[path.suffix.lower()]
     except KeyError:
         raise ModelFileError(
-            f"{path} is neither a .onnx nor a .pt file; name the runtime that should read it."
+            f"{path} is neither a .onnx nor a .pt nor a .engine file; name the runtime that should read it."
         ) from None
 
 
@@ -78,6 +80,10 @@ def _opener(runtime: RuntimeName) -> Callable[[Path, int | None], Session]:
             from cbn_deploy.runtime.openvino_session import OpenVinoSession
 
             return OpenVinoSession
+        if runtime == "tensorrt":
+            from cbn_deploy.runtime.tensorrt_session import TensorRtSession
+
+            return TensorRtSession
         from cbn_deploy.runtime.torch_session import TorchSession
 
         return TorchSession

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class OnnxRuntimeSession(Session):
         self._threads = threads or available_cpus()
         library = native_library() if OP_DOMAIN in file.domains else None
         self._instruction_set = None if library is None else library.instruction_set
-        session = _load(file.path, file.content, self._threads, library)
+        session, self._block = _load(file.path, file.content, self._threads, library)
         check_signature(
             file.path, file.description, _signatures(session.get_inputs()), _signatures(session.get_outputs())
         )
@@ -55,6 +56,7 @@ class OnnxRuntimeSession(Session):
             version=onnxruntime.__version__,
             kernel_path="portable" if self._instruction_set is None else "fused",
             instruction_set=self._instruction_set,
+            block=self._block,
             threads=self._threads,
             device="cpu",
             file=self._file,
@@ -65,20 +67,35 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _load(path: Path, content: bytes, threads: int, library: NativeLibrary | None) -> Any:
+def _load(path: Path, content: bytes, threads: int, library: NativeLibrary | None) -> tuple[Any, int | None]:
+    try:
+        if library is None:
+            options = _options(threads, None)
+            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]), None
+        return _load_fused(content, lambda: _options(threads, library))
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"onnxruntime cannot load {path}: {reason}") from error
+
+
+def _options(threads: int, library: NativeLibrary | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # what fails is raised below; onnxruntime would print it as well
+    options.log_severity_level = 4  # what fails is raised; onnxruntime would print it as well
+    if library is not None:
+        # Its kernels take precedence over the op's body in the file.
+        options.register_custom_ops_library(str(library.path))
+    return options
+
+
+def _load_fused(content: bytes, make_options: Callable[[], Any]) -> tuple[Any, int | None]:
     try:
-        if library is not None:
-            # Its kernels take precedence over the op's body in the file.
-            options.register_custom_ops_library(str(library.path))
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no public base class
-        reason = " ".join(str(error).split())
-        raise ModelFileError(f"onnxruntime cannot load {path}: {reason}") from error
+        from cbn_deploy.runtime.blocked_layout import blocked_session
+    except ModuleNotFoundError:  # without the `onnx` package the graph cannot be edited: tensors are reordered
+        return onnxruntime.InferenceSession(content, make_options(), providers=["CPUExecutionProvider"]), None
+    return blocked_session(content, make_options)
 
 
 def _signatures(values: list[Any]) -> dict[str, TensorSignature]:

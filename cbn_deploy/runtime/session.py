@@ -24,10 +24,11 @@ class SessionInfo:
     """Which code answers, for logs, metrics and benchmark tables.
 
     Attributes:
-        runtime: "onnxruntime", "openvino" or "torch".
+        runtime: "onnxruntime", "openvino", "torch", "tensorrt" or "tensorrt-rtx".
         version: version of that package.
-        kernel_path: "fused" (our native op), "portable" (the op's standard-ops body), "eager" (torch).
+        kernel_path: "fused" (our native op or plugin), "portable" (the op's standard-ops body), "eager" (torch).
         instruction_set: what the native kernels in use are compiled for, such as "avx512"; ``None``: none are in use.
+        block: channels of a block, where the native kernels keep onnxruntime's blocked layout; ``None``: they do not.
         threads: intra-op threads.
         device: "cpu", or the device's name.
         file: the model file's name (no folder).
@@ -37,6 +38,7 @@ class SessionInfo:
     version: str
     kernel_path: KernelPath
     instruction_set: str | None = None
+    block: int | None = None
     threads: int
     device: str
     file: str

@@ -7,19 +7,27 @@ Every pass states what it requires and what it ensures, changes the model in pla
 from export.passes.add_posterior_outputs import AddPosteriorOutputsPass
 from export.passes.attach_functions import AttachFunctionsPass
 from export.passes.describe import DescribePass
+from export.passes.fold_linear_after import FoldLinearAfterPass
+from export.passes.fold_linear_before import FoldLinearBeforePass
+from export.passes.fold_single_gaussian import FoldSingleGaussianPass
 from export.passes.fuse_add_relu import FuseAddReluPass
 from export.passes.fuse_relu import FuseReluPass
 from export.passes.inline import InlineFunctionsPass
 from export.passes.name_nodes import NameNodesPass
 from export.passes.plugin_attributes import PluginAttributesPass
+from export.passes.to_float16 import ToFloat16Pass
 
 __all__ = [
     "AddPosteriorOutputsPass",
     "AttachFunctionsPass",
     "DescribePass",
+    "FoldLinearAfterPass",
+    "FoldLinearBeforePass",
+    "FoldSingleGaussianPass",
     "FuseAddReluPass",
     "FuseReluPass",
     "InlineFunctionsPass",
     "NameNodesPass",
     "PluginAttributesPass",
+    "ToFloat16Pass",
 ]

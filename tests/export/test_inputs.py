@@ -11,7 +11,7 @@ from PIL import Image
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import normalize
-from export.inputs import EXTREMES, REAL, ParityInputs, read_images
+from export.inputs import EXTREMES, REAL, ParityInputs, default_count, read_images
 
 PREPROCESSING = Preprocessing(height=12, width=9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 REAL_PIXELS = np.random.default_rng(0).integers(0, 256, (20, 12, 9, 3), dtype=np.uint8)
@@ -64,6 +64,12 @@ def test_the_extremes_are_what_they_say() -> None:
     assert len(np.unique(saturated[0])) == 2
     assert len(np.unique(EXTREMES["checkerboard"](rng, PREPROCESSING)[0])) == 2
     assert EXTREMES["noise of 100 sigma"](rng, PREPROCESSING).std() > 80
+
+
+@pytest.mark.parametrize(("size", "count"), [(32, 256), (64, 256), (96, 113), (128, 64), (224, 64)])
+def test_large_images_are_fewer(size: int, count: int) -> None:
+    assert default_count(Preprocessing(height=size, width=size)) == count
+    assert default_count(Preprocessing(height=size, width=size)) >= 2 * len(EXTREMES)
 
 
 def test_too_few_inputs_are_refused() -> None:

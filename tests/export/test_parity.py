@@ -142,9 +142,12 @@ def comparison(exported: np.ndarray, eager32: np.ndarray, eager64: np.ndarray, k
     )
 
 
+@pytest.mark.parametrize(("single", "double"), [(1.001, 1.0), (1.00005, 1.00012)], ids=["beyond", "close to"])
 def test_a_network_that_amplifies_rounding_is_told_apart(
-    model: nn.Module, proto: onnx.ModelProto, inputs: ParityInputs
+    model: nn.Module, proto: onnx.ModelProto, inputs: ParityInputs, single: float, double: float
 ) -> None:
+    """Its float32 errs beyond the limit, or so close to it that the file's rounding and its own together pass it."""
+
     class Amplifier(nn.Module):
         """Adds to float32's answers what rounding would have become in a chaotic network."""
 
@@ -154,7 +157,7 @@ def test_a_network_that_amplifies_rounding_is_told_apart(
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.network(x)
-            return logits * (1.0 if x.dtype == torch.float64 else 1.001)
+            return logits * (double if x.dtype == torch.float64 else single)
 
     with pytest.raises(ParityError, match=r"network amplifies rounding.*--allow-rounding"):
         check_parity(Amplifier(), proto, [], inputs)

@@ -61,8 +61,12 @@ const char* cbn_layer_forward(const cbn_layer* layer, const cbn_tensors* tensors
         return "The range of pixels must lie within the tensor.";
     if (begin == end) return nullptr;
     if (!tensors->x || !tensors->y) return "The input or the output tensor is missing.";
+    if (tensors->block && (tensors->type != static_cast<int32_t>(cbn::DataType::kFloat32) ||
+                           !cbn::takes_block(*layer->kernels, tensors->block)))
+        return "Blocked tensors must be float32, in blocks of 8 or 16 channels that the instruction set can read.";
     const cbn::Tensors whole{static_cast<cbn::DataType>(tensors->type), tensors->images, tensors->pixels, tensors->x,
-                             tensors->residual, tensors->y, tensors->posterior, tensors->relu != 0};
+                             tensors->residual, tensors->y, tensors->posterior, tensors->relu != 0,
+                             static_cast<int>(tensors->block)};
     try {
         cbn::forward(*layer->kernels, layer->tables.view(), whole, begin, end);
     } catch (const std::bad_alloc&) {

@@ -21,7 +21,8 @@ extern "C" {
 typedef struct cbn_layer cbn_layer;
 
 /* Contiguous tensors: x, residual and y (images, D, pixels); posterior (images, M, pixels), float32.
- * type: 1 float32, 10 float16, 16 bfloat16 (ONNX's numbers). residual and posterior may be NULL. y may be x. */
+ * type: 1 float32, 10 float16, 16 bfloat16 (ONNX's numbers). residual and posterior may be NULL. y may be x.
+ * block: 0, or 8 or 16 for float32 tensors in blocks of that many channels, (images, ceil(D / block), pixels, block). */
 typedef struct cbn_tensors {
     int32_t type;
     int32_t relu;
@@ -31,6 +32,7 @@ typedef struct cbn_tensors {
     const void* residual;
     void* y;
     float* posterior;
+    int64_t block;
 } cbn_tensors;
 
 /* Version of the library: that of the package it was built with. */

@@ -185,10 +185,33 @@ void forward_float32(const Kernels& kernels, const TableView& tables, const Tens
     }
 }
 
+void forward_blocked(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t begin,
+                     int64_t end) {
+    const int64_t channels = (tables.channels + tensors.block - 1) / tensors.block * tensors.block;
+    for (int64_t n = begin; n < end;) {
+        const int64_t image = n / tensors.pixels, pixel = n % tensors.pixels;
+        const int64_t count = std::min<int64_t>(end - n, tensors.pixels - pixel);
+        const int64_t at = image * channels * tensors.pixels + pixel * tensors.block;
+        const auto* residual = tensors.residual ? static_cast<const float*>(tensors.residual) + at : nullptr;
+        float* posterior =
+            tensors.posterior ? tensors.posterior + image * tables.components * tensors.pixels + pixel : nullptr;
+        kernels.forward_blocked(tables, {static_cast<const float*>(tensors.x) + at, residual,
+                                         static_cast<float*>(tensors.y) + at, posterior, tensors.pixels,
+                                         tensors.pixels * tensors.block, tensors.block, static_cast<int>(channels),
+                                         static_cast<int>(count), tensors.relu});
+        n += count;
+    }
+}
+
 }  // namespace
+
+bool takes_block(const Kernels& kernels, int64_t block) {
+    return block > 0 && block <= kGroup && block % kernels.lanes == 0 && kGroup % block == 0;
+}
 
 void forward(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t begin, int64_t end) {
     if (begin >= end) return;
+    if (tensors.block) return forward_blocked(kernels, tables, tensors, begin, end);
     switch (tensors.type) {
         case DataType::kFloat16: return PackedTiles<Float16Format>(kernels, tables, tensors).forward(begin, end);
         case DataType::kBfloat16: return PackedTiles<Bfloat16Format>(kernels, tables, tensors).forward(begin, end);

@@ -10,8 +10,9 @@ namespace cbn {
 // Numbers of ONNX's TensorProto.DataType, which onnxruntime uses as well.
 enum class DataType : int32_t { kFloat32 = 1, kFloat16 = 10, kBfloat16 = 16 };
 
-// Contiguous tensors: x, residual and y (images, D, pixels) of `type`; posterior (images, M, pixels) in float32.
-// residual and posterior may be null.
+// Contiguous tensors: x, residual and y of `type`, posterior (images, M, pixels) in float32; residual and posterior may be
+// null. x, residual and y are (images, D, pixels), or, if `block` is not 0, blocked: (images, channels / block, pixels,
+// block), where channels is D rounded up to a multiple of the block. Blocked tensors are float32.
 struct Tensors {
     DataType type;
     int64_t images;
@@ -21,7 +22,11 @@ struct Tensors {
     void* y;
     float* posterior;
     bool relu;
+    int block;
 };
+
+// Whether `kernels` can work on blocked tensors with this many channels a block.
+bool takes_block(const Kernels& kernels, int64_t block);
 
 // Computes the pixels numbered begin <= n < end, where pixel n is pixel n % pixels of image n / pixels. Ranges that do
 // not overlap may run at the same time. May throw std::bad_alloc.

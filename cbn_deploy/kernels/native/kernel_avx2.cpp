@@ -2,9 +2,7 @@
 #define CBN_VECTOR_BYTES 32
 #define CBN_REGISTERS 16
 #define CBN_KERNELS kAvx2Kernels
-#define CBN_NAME "avx2"
-#include "kernel_tile.inc"
 #define CBN_TRAINING_KERNELS kAvx2TrainingKernels
-#include "training_tile.inc"
 #define CBN_PLANE_KERNELS kAvx2PlaneKernels
-#include "plane_tile.inc"
+#define CBN_NAME "avx2"
+#include "kernels.inc"

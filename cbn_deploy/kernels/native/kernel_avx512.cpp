@@ -2,9 +2,7 @@
 #define CBN_VECTOR_BYTES 64
 #define CBN_REGISTERS 32
 #define CBN_KERNELS kAvx512Kernels
-#define CBN_NAME "avx512"
-#include "kernel_tile.inc"
 #define CBN_TRAINING_KERNELS kAvx512TrainingKernels
-#include "training_tile.inc"
 #define CBN_PLANE_KERNELS kAvx512PlaneKernels
-#include "plane_tile.inc"
+#define CBN_NAME "avx512"
+#include "kernels.inc"

@@ -2,9 +2,7 @@
 #define CBN_VECTOR_BYTES 16
 #define CBN_REGISTERS 16
 #define CBN_KERNELS kBaselineKernels
-#define CBN_NAME "baseline"
-#include "kernel_tile.inc"
 #define CBN_TRAINING_KERNELS kBaselineTrainingKernels
-#include "training_tile.inc"
 #define CBN_PLANE_KERNELS kBaselinePlaneKernels
-#include "plane_tile.inc"
+#define CBN_NAME "baseline"
+#include "kernels.inc"

@@ -23,6 +23,7 @@ struct Kernel {
     cbn::DataType type;
     float epsilon = 1e-5f;
     float density_scale = 1.0f;
+    int block = 0;  // 0: planar tensors
     const cbn::Kernels* kernels = nullptr;
     std::unique_ptr<const cbn::Tables> constant_tables;  // null: the tables are computed by the graph
 };
@@ -53,6 +54,14 @@ OrtStatus* read_attribute(Table* api, const OrtKernelInfo* info, const Form& for
     int64_t integer = 0;
     if (!failed(api, KernelInfoGetAttributeInt::call(api, info, name, &integer)))
         return invalid(api, form, std::string("the attribute ") + name + " must be a float.");
+    return nullptr;
+}
+
+OrtStatus* read_block(Table* api, const OrtKernelInfo* info, const cbn::Kernels& kernels, const Form& form, int* block) {
+    int64_t given = 0;
+    if (failed(api, KernelInfoGetAttributeInt::call(api, info, "block", &given)) || !cbn::takes_block(kernels, given))
+        return invalid(api, form, "the attribute block must be 8 or 16, a multiple of the instruction set's vectors.");
+    *block = static_cast<int>(given);
     return nullptr;
 }
 
@@ -99,6 +108,7 @@ OrtStatus* create_kernel(const CustomOp* custom_op, Table* api, const OrtKernelI
             return invalid(api, op.form, "CBN_INSTRUCTION_SET names an instruction set that cannot run here.");
         CBN_TRY(read_attribute(api, info, op.form, "epsilon", &kernel->epsilon));
         CBN_TRY(read_attribute(api, info, op.form, "density_scale", &kernel->density_scale));
+        if (op.form.blocked) CBN_TRY(read_block(api, info, *kernel->kernels, op.form, &kernel->block));
         CBN_TRY(read_constant_tables(info, kernel.get()));
         *result = kernel.release();
         return nullptr;
@@ -162,6 +172,12 @@ OrtStatus* make_outputs(const Kernel& kernel, OrtKernelContext* context, const s
     return nullptr;
 }
 
+// D, or what the runtime fills it up to in whole blocks.
+int64_t stored_channels(const Kernel& kernel, const cbn::Tables& tables) {
+    if (!kernel.block) return tables.channels;
+    return (static_cast<int64_t>(tables.channels) + kernel.block - 1) / kernel.block * kernel.block;
+}
+
 OrtStatus* compute_checked(const Kernel& kernel, OrtKernelContext* context) {
     std::unique_ptr<const cbn::Tables> own;
     if (!kernel.constant_tables) {
@@ -173,15 +189,17 @@ OrtStatus* compute_checked(const Kernel& kernel, OrtKernelContext* context) {
     const cbn::Tables& tables = kernel.constant_tables ? *kernel.constant_tables : *own;
     Tensor x, residual{kernel.form.residual ? kUndefined : kFloat, {}, nullptr};
     CBN_TRY(read_input(kernel, context, 0, &x));
-    if (x.shape.size() < 2 || x.shape[1] != tables.channels)
+    const int64_t channels = stored_channels(kernel, tables);
+    if (x.shape.size() < 2 || x.shape[1] != channels)
         return invalid(kernel.api, kernel.form,
-                       "X must have shape (B, D, *spatial) with D = " + std::to_string(tables.channels) + ".");
+                       "X must have shape (B, D, *spatial) with D = " + std::to_string(channels) + ".");
     if (kernel.form.residual) CBN_TRY(read_input(kernel, context, 1, &residual));
     if (kernel.form.residual && residual.shape != x.shape)
         return invalid(kernel.api, kernel.form, "residual must have X's shape.");
     int64_t pixels = 1;
     for (size_t axis = 2; axis < x.shape.size(); ++axis) pixels *= x.shape[axis];
-    cbn::Tensors tensors{kernel.type, x.shape[0], pixels, x.data, residual.data, nullptr, nullptr, kernel.form.relu};
+    cbn::Tensors tensors{kernel.type, x.shape[0],         pixels,      x.data, residual.data,
+                         nullptr,     nullptr,            kernel.form.relu, kernel.block};
     CBN_TRY(make_outputs(kernel, context, x.shape, tables.components, &tensors));
     if (x.shape[0] * pixels == 0) return nullptr;
     const cbn::TableView view = tables.view();

@@ -9,6 +9,7 @@ struct Form {
     const char* name;
     bool residual;
     bool relu;
+    bool blocked;  // tensors in onnxruntime's blocked layout; the attribute "block" says how many channels a block has
 
     size_t first_table() const { return residual ? 2 : 1; }
     size_t inputs() const { return first_table() + 5; }

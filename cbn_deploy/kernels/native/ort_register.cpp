@@ -1,6 +1,7 @@
 // The one function that onnxruntime looks for in a library of custom ops.
 
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -13,42 +14,66 @@ namespace {
 
 using namespace ort;
 
-const Form kForms[] = {
-    {"CompoundBatchNormalization", false, false},
-    {"CompoundBatchNormalizationRelu", false, true},
-    {"CompoundBatchNormalizationAddRelu", true, true},
+// Name and forms of a domain, and the element types that its ops take.
+struct Family {
+    const char* domain;
+    bool blocked;
+    std::vector<ElementType> types;
 };
-const ElementType kTypes[] = {kFloat, kFloat16, kBfloat16};
+const Family kFamilies[] = {
+    {"cbn", false, {kFloat, kFloat16, kBfloat16}},
+    // Named like onnxruntime's own com.microsoft.nchwc: no exported file has these, a session's preparation puts them in.
+    {"cbn.nchwc", true, {kFloat}},
+};
 
-// The ops of one runtime. onnxruntime keeps pointers to them for as long as any of its sessions lives, so they are made
-// once a runtime and kept.
 struct Domain {
-    Table* api;
     OrtCustomOpDomain* domain = nullptr;
     std::vector<Op> ops;
 };
 
-OrtStatus* make_domain(Table* api, std::unique_ptr<Domain>* result) {
-    auto made = std::make_unique<Domain>();
-    made->api = api;
-    for (const Form& form : kForms)
-        for (ElementType type : kTypes) made->ops.push_back(make_op(form, type, api));
-    CBN_TRY(CreateCustomOpDomain::call(api, "cbn", &made->domain));
+// The ops of one runtime. onnxruntime keeps pointers to them for as long as any of its sessions lives, so they are made
+// once a runtime and kept.
+struct Runtime {
+    Table* api;
+    Domain domains[std::size(kFamilies)];
+};
+
+OrtStatus* make_domain(Table* api, const Family& family, Domain* made) {
+    const Form forms[] = {
+        {"CompoundBatchNormalization", false, false, family.blocked},
+        {"CompoundBatchNormalizationRelu", false, true, family.blocked},
+        {"CompoundBatchNormalizationAddRelu", true, true, family.blocked},
+    };
+    for (const Form& form : forms)
+        for (ElementType type : family.types) made->ops.push_back(make_op(form, type, api));
+    CBN_TRY(CreateCustomOpDomain::call(api, family.domain, &made->domain));
     for (const Op& op : made->ops) CBN_TRY(CustomOpDomainAdd::call(api, made->domain, &op));
+    return nullptr;
+}
+
+OrtStatus* make_runtime(Table* api, std::unique_ptr<Runtime>* result) {
+    auto made = std::make_unique<Runtime>();
+    made->api = api;
+    for (size_t i = 0; i < std::size(kFamilies); ++i) CBN_TRY(make_domain(api, kFamilies[i], &made->domains[i]));
     *result = std::move(made);
+    return nullptr;
+}
+
+OrtStatus* add_domains(const Runtime& runtime, OrtSessionOptions* options) {
+    for (const Domain& domain : runtime.domains) CBN_TRY(AddCustomOpDomain::call(runtime.api, options, domain.domain));
     return nullptr;
 }
 
 OrtStatus* register_ops(Table* api, OrtSessionOptions* options) {
     static std::mutex mutex;
-    static std::vector<std::unique_ptr<Domain>>& domains = *new std::vector<std::unique_ptr<Domain>>;
+    static std::vector<std::unique_ptr<Runtime>>& runtimes = *new std::vector<std::unique_ptr<Runtime>>;
     const std::lock_guard<std::mutex> lock(mutex);
-    for (const auto& known : domains)
-        if (known->api == api) return AddCustomOpDomain::call(api, options, known->domain);
-    std::unique_ptr<Domain> made;
-    CBN_TRY(make_domain(api, &made));
-    CBN_TRY(AddCustomOpDomain::call(api, options, made->domain));
-    domains.push_back(std::move(made));
+    for (const auto& known : runtimes)
+        if (known->api == api) return add_domains(*known, options);
+    std::unique_ptr<Runtime> made;
+    CBN_TRY(make_runtime(api, &made));
+    CBN_TRY(add_domains(*made, options));
+    runtimes.push_back(std::move(made));
     return nullptr;
 }
 

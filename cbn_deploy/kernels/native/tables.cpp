@@ -32,6 +32,15 @@ Gaussians gaussians(int components, int channels, const float* tau, const float*
     return result;
 }
 
+// `table` has a row for every channel; see TableView.
+AlignedFloats grouped(const std::vector<float>& table, size_t channels, size_t row) {
+    const size_t groups = (channels + kGroup - 1) / kGroup;
+    AlignedFloats result(groups * kGroup * row);
+    for (size_t d = 0; d < channels; ++d)
+        for (size_t r = 0; r < row; ++r) result[(d / kGroup * row + r) * kGroup + d % kGroup] = table[d * row + r];
+    return result;
+}
+
 }  // namespace
 
 Tables make_tables(int components, int channels, const float* tau, const float* mean, const float* var,
@@ -39,7 +48,7 @@ Tables make_tables(int components, int channels, const float* tau, const float* 
     const Gaussians g = gaussians(components, channels, tau, mean, var);
     const size_t M = components, row = 2 * M + 1;
     Tables tables{components, channels, std::vector<float>(row * channels), std::vector<float>(M),
-                  std::vector<float>(row * channels)};
+                  std::vector<float>(row * channels), {}, {}};
     const double half_scale = 0.5 * density_scale;
     std::vector<double> constant(M, 0.0);
     for (int d = 0; d < channels; ++d) {
@@ -66,6 +75,8 @@ Tables make_tables(int components, int channels, const float* tau, const float* 
         const bool dead = g.prior[j] <= 0.0;
         tables.constant[j] = dead ? -3.4028234e38f : static_cast<float>(constant[j] + std::log(g.prior[j]));
     }
+    tables.density_groups = grouped(tables.density, channels, row);
+    tables.affine_groups = grouped(tables.affine, channels, row);
     return tables;
 }
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -52,13 +53,19 @@ def run_native(
     data_type: int = FLOAT32,
     cuts: Sequence[int] = (),
     in_place: bool = False,
+    block: int = 0,
 ) -> list[NDArray[np.float32]]:
-    """Y and posterior in float32; ``cuts`` split the pixels into ranges that are computed one after the other."""
+    """Y and posterior in float32; ``cuts`` split the pixels into ranges that are computed one after the other.
+
+    With ``block`` the kernels work on tensors in blocks of that many channels.
+    """
     stored = NUMPY_TYPES[data_type]
     with np.errstate(invalid="ignore"):  # signalling NaN
         x, residual = case.x.astype(stored), case.residual.astype(stored)
+    if block:
+        x, residual = to_blocks(x, block), to_blocks(residual, block)
     y = x if in_place else np.full_like(x, 7.0)
-    images, spatial = x.shape[0], x.shape[2:]
+    images, spatial = case.x.shape[0], case.x.shape[2:]
     pixels = math.prod(spatial)
     posterior = np.full((images, len(case.tables["tau"]), *spatial), 7.0, np.float32)
     edges = [0, *sorted(cuts), images * pixels]
@@ -75,5 +82,23 @@ def run_native(
                 relu=form.relu,
                 begin=begin,
                 end=end,
+                block=block,
             )
+    if block:
+        y = from_blocks(y, block, case.x.shape)
     return [y.astype(np.float32), posterior]
+
+
+def to_blocks(values: NDArray[Any], block: int) -> NDArray[Any]:
+    """(B, D, *spatial) as (B, ceil(D / block), P, block), filled up with zeros."""
+    images, channels = values.shape[:2]
+    planar = np.zeros((images, -(-channels // block) * block, math.prod(values.shape[2:])), values.dtype)
+    planar[:, :channels] = values.reshape(images, channels, -1)
+    return np.ascontiguousarray(planar.reshape(images, -1, block, planar.shape[2]).transpose(0, 1, 3, 2))
+
+
+def from_blocks(values: NDArray[Any], block: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """What :func:`to_blocks` made of an array of this shape; what fills it up must be zero, or NaN beside NaN."""
+    planar = values.transpose(0, 1, 3, 2).reshape(shape[0], -1, values.shape[2])
+    assert not np.where(np.isnan(planar[:, :1]), 0.0, planar[:, shape[1] :]).any()
+    return np.ascontiguousarray(planar[:, : shape[1]]).reshape(shape)

@@ -21,7 +21,7 @@ def test_auto_goes_by_the_suffix(colour_path: Path, checkpoint_path: Path) -> No
 
 
 def test_auto_refuses_other_suffixes(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"neither a \.onnx nor a \.pt"):
+    with pytest.raises(ModelFileError, match=r"neither a \.onnx nor a \.pt nor a \.engine"):
         open_session(tmp_path / "model.tflite")
 
 

@@ -1,0 +1,61 @@
+"""The frozen layer on CUDA tensors: in Triton where it is installed, else, and for what it does not take, portable."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from cbn_deploy.kernels import portable
+from cbn_deploy.kernels.memory_format import empty_like_dense
+from cbn_deploy.kernels.triton.launch import MAX_COMPONENTS
+
+__all__ = ["STORED_TYPES", "compound_batch_norm", "triton_operator"]
+
+STORED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def compound_batch_norm(
+    x: Tensor,
+    tau: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    eps: float,
+    density_scale: float,
+    *,
+    with_posterior: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """As :func:`cbn_deploy.kernels.portable.compound_batch_norm`; y has ``x``'s memory format.
+
+    The posterior is ``None`` unless asked for. float64 and more than 16 components take the portable path.
+    """
+    arguments = (x, tau, mean, var, scale, bias, eps, density_scale)
+    suits = x.dtype in STORED_TYPES and len(tau) <= MAX_COMPONENTS
+    operator = triton_operator() if suits else None
+    if operator is None:
+        y, posterior = portable.compound_batch_norm(*arguments)
+        return empty_like_dense(x).copy_(y), posterior
+    found: tuple[Tensor, Tensor | None] = operator.compound_batch_norm(*arguments, with_posterior=with_posterior)
+    return found
+
+
+@functools.cache
+def triton_operator() -> ModuleType | None:
+    """:mod:`cbn_deploy.kernels.triton.operator`, or ``None``, with one warning, where Triton is not installed."""
+    try:
+        from cbn_deploy.kernels.triton import operator
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "triton":
+            raise
+        warnings.warn(
+            "Triton is not installed, so the layer runs in plain torch operations on the GPU, which is slower; "
+            "pip install triton",
+            stacklevel=2,
+        )
+        return None
+    return operator

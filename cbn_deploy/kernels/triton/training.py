@@ -1,0 +1,160 @@
+"""The four passes of a training step over the pixels, on CUDA tensors.
+
+The interface and the notation are those of the plain torch passes: x and the gradient of y are (B, D, P) contiguous, in
+float32, float16 or bfloat16; posteriors w (B, M, P), tables (M, D) or (M,), float32; c = x - centre. Sums over pixels
+are the same in every run: programs write theirs side by side, and torch adds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cbn_deploy.kernels.triton.launch import TrainingLaunch, training_launch
+from cbn_deploy.kernels.triton.training_kernels import (
+    combine_kernel,
+    expectation_kernel,
+    input_gradient_kernel,
+    weighted_sums_kernel,
+)
+
+__all__ = ["combine", "expectation", "input_gradient", "output_sums"]
+
+
+def expectation(
+    x: Tensor, centre: Tensor, quadratic: Tensor, linear: Tensor, constant: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """w = softmax_j( sum_d (quadratic_jd c_d + linear_jd) c_d + constant_j ), and its sums.
+
+    Returns:
+        w (B, M, P) float32, and the sums over all pixels: of w (M,), of w c (M, D) and of w c^2 (M, D).
+    """
+    launch, sizes = _cut(x, len(constant))
+    components, channels = quadratic.shape
+    w = x.new_empty((x.shape[0], components, x.shape[2]), dtype=torch.float32)
+    moments = launch.chunks == 1
+    programs = launch.looping_programs(sizes[0])
+    masses = w.new_empty((programs, components))
+    partial = w.new_empty((programs, components, 2, channels)) if moments else None
+    expectation_kernel[(programs,)](
+        x,
+        *(table.contiguous() for table in (centre, quadratic, linear, constant)),
+        *sizes,
+        w,
+        masses,
+        partial,
+        COMPONENTS=components,
+        VECTOR=launch.vector,
+        BLOCK_D=launch.block_channels,
+        BLOCK_P=launch.block_pixels,
+        CHUNKS=launch.chunks,
+        FOLD=launch.fold,
+        MOMENTS=moments,
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+    )
+    sums = _weighted_sums(None, x, centre, w) if partial is None else partial.sum(0)
+    return w, (masses.sum(0), sums[:, 0].contiguous(), sums[:, 1].contiguous())
+
+
+def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
+    """``out`` = y, y_d = c_d sum_j gain_jd w_j + sum_j offset_jd w_j."""
+    launch, sizes = _cut(x, len(gain), by_channel=True, tensors=2)
+    combine_kernel[(launch.programs(sizes[0]), launch.chunks)](
+        x,
+        *(table.contiguous() for table in (centre, w, gain, offset)),
+        *sizes,
+        out,
+        COMPONENTS=len(gain),
+        VECTOR=launch.vector,
+        BLOCK_D=launch.block_channels,
+        BLOCK_P=launch.block_pixels,
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+    )
+
+
+def output_sums(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over all pixels of w c g and of w g, (M, D) each."""
+    sums = _weighted_sums(grad, x, centre, w)
+    return sums[:, 1].contiguous(), sums[:, 0].contiguous()
+
+
+def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """Gradient of x.
+
+    Args:
+        grad: of y, like x.
+        x: (B, D, P).
+        centre: (D,).
+        w: (B, M, P).
+        tables: gain, offset, curvature, slope (M, D), constant (M,), quadratic and linear (M, D).
+
+    Returns:
+        Like x, sum_j [ gain_jd w_j g_d + (2 curvature_jd w_j + quadratic_jd h_j) c_d + slope_jd w_j + linear_jd h_j ]
+        with G_j = sum_d [ (gain_jd g_d + curvature_jd c_d + slope_jd) c_d + offset_jd g_d ] + constant_j and
+        h_j = w_j (G_j - sum_k w_k G_k).
+    """
+    gain, offset, curvature, slope, constant, quadratic, linear = tables
+    launch, sizes = _cut(x, len(gain), tensors=2)
+    result = torch.empty_like(x)
+    input_gradient_kernel[(launch.programs(sizes[0]),)](
+        grad,
+        x,
+        centre.contiguous(),
+        w,
+        torch.stack((gain, offset, curvature, slope, quadratic, linear), dim=1),
+        constant.contiguous(),
+        *sizes,
+        result,
+        COMPONENTS=len(gain),
+        VECTOR=launch.vector,
+        BLOCK_D=launch.block_channels,
+        BLOCK_P=launch.block_pixels,
+        CHUNKS=launch.chunks,
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+    )
+    return result
+
+
+def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) -> Tensor:
+    """(M, 2, D): the sums of w a and of w a c, a being the gradient, or c where there is none."""
+    components = w.shape[1]
+    launch, sizes = _cut(x, components, by_channel=True)
+    splits = launch.looping_programs(sizes[0])
+    partial = w.new_empty((splits, components, 2, x.shape[1]))
+    weighted_sums_kernel[(splits, launch.chunks)](
+        x if grad is None else grad,
+        x,
+        centre.contiguous(),
+        w.contiguous(),
+        *sizes,
+        partial,
+        COMPONENTS=components,
+        VECTOR=launch.vector,
+        BLOCK_D=launch.block_channels,
+        BLOCK_P=launch.block_pixels,
+        FOLD=launch.fold,
+        GRADIENT=grad is not None,
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+    )
+    return partial.sum(0)
+
+
+def _cut(
+    x: Tensor, components: int, *, by_channel: bool = False, tensors: int = 1
+) -> tuple[TrainingLaunch, tuple[int, int, int]]:
+    images, channels, pixels = x.shape
+    launch = training_launch(
+        components=components,
+        channels=channels,
+        pixels=pixels,
+        item_size=x.element_size(),
+        by_channel=by_channel,
+        tensors=tensors,
+    )
+    return launch, (images * pixels, channels, pixels)

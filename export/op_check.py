@@ -1,0 +1,146 @@
+"""Run an exported graph so that every node of the op can be compared with the formula on what it really reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from cbn_deploy.errors import ParityError
+from cbn_deploy.native_library import NativeLibrary, native_library
+from export.inputs import ParityInputs
+from export.op import DOMAIN
+from export.op_parity import OpComparison
+from export.op_sites import OpSite, tap
+from export.parity_report import OpParity
+from export.to_onnx import INPUT_NAME
+
+__all__ = ["SEED", "Progress", "TappedModel", "check_ops", "in_batches", "ort_session", "require_ops"]
+
+SEED = 20260
+Progress = Callable[[int, int], None]
+
+# What a batch's tapped activations may take.
+_BATCH_BYTES = 128 * 2**20
+_BATCH = 16
+
+
+def check_ops(
+    exported: onnx.ModelProto, sites: Sequence[OpSite], inputs: ParityInputs, progress: Progress | None = None
+) -> tuple[OpParity, ...]:
+    """Compare every node, computed by its standard-ops body and, where it is installed, by the native library.
+
+    Args:
+        exported: the graph that is to become the file, flat or with the op's nodes.
+        sites: where the op is in it (of the graph before inlining, for a flat one).
+        inputs: what to feed it.
+        progress: called with (inputs done, inputs in all).
+
+    Raises:
+        ParityError: a node differs from the formula by more than rounding explains.
+    """
+    ops = [OpComparison(site) for site in sites]
+    if ops:
+        has_nodes = any(node.domain == DOMAIN for node in exported.graph.node)
+        libraries = [None, native_library()] if has_nodes and native_library() is not None else [None]
+        tapped = [TappedModel(exported, sites, library) for library in libraries]
+        rng = np.random.default_rng(SEED)
+        for indices in tapped[0].batches(inputs):
+            images, kinds = inputs.batch(indices), [inputs.kind(i) for i in indices]
+            for model in tapped:
+                model.feed(ops, images, kinds, rng)
+            if progress is not None:
+                progress(indices[-1] + 1, len(inputs))
+    results = tuple(op.result() for op in ops)
+    require_ops(results)
+    return results
+
+
+class TappedModel:
+    """An exported graph that also returns what every site reads and writes.
+
+    Float16 nodes are run once more, each alone, on what the graph says they read: a runtime without float16 arithmetic
+    computes in float32 and leaves out the rounding between one node and the next, so their results in the graph belong
+    to other inputs.
+    """
+
+    def __init__(self, exported: onnx.ModelProto, sites: Sequence[OpSite], native: NativeLibrary | None = None) -> None:
+        self._session = ort_session(tap(exported, sites), native)
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._alone = [
+            (site, ort_session(_node_alone(exported, site), native)) for site in sites if site.dtype == np.float16
+        ]
+
+    def feed(
+        self, ops: Sequence[OpComparison], images: NDArray[np.float32], kinds: Sequence[str], rng: np.random.Generator
+    ) -> None:
+        """Run a batch and let every comparison have its values."""
+        values = dict(zip(self._names, self._session.run(self._names, {INPUT_NAME: images}), strict=True))
+        # A model whose first layer is the op has its input among the values it reads.
+        values[INPUT_NAME] = images
+        for site, session in self._alone:
+            feeds = {name: values[name] for name in (site.x, site.residual) if name is not None}
+            values[site.y] = session.run([site.y], feeds)[0]
+        for op in ops:
+            op.compare(values, kinds, rng)
+
+    def batches(self, inputs: ParityInputs) -> Iterator[list[int]]:
+        """Batches of 2 to 16, as many as the tapped activations' memory allows."""
+        per_image = sum(array.nbytes for array in self._session.run(None, {INPUT_NAME: inputs.batch([0])}))
+        yield from in_batches(len(inputs), int(np.clip(_BATCH_BYTES // per_image, 2, _BATCH)))
+
+
+def _node_alone(exported: onnx.ModelProto, site: OpSite) -> onnx.ModelProto:
+    """A model of one node of ``exported``, its tables and its function."""
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
+    (node,) = [node for node in exported.graph.node if node.name == site.layer]
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(site.dtype))
+    tables = [tensor for tensor in exported.graph.initializer if tensor.name in node.input]
+    # X and residual may be the same value.
+    inputs = dict.fromkeys(name for name in (site.x, site.residual) if name is not None)
+    graph = onnx.helper.make_graph(
+        [node],
+        site.layer,
+        [onnx.helper.make_tensor_value_info(name, element, None) for name in inputs],
+        [onnx.helper.make_tensor_value_info(site.y, element, None)],
+        tables,
+    )
+    model.graph.CopyFrom(graph)
+    return model
+
+
+def in_batches(count: int, size: int = _BATCH) -> Iterator[list[int]]:
+    """0 .. count - 1 in lists of ``size``."""
+    for start in range(0, count, size):
+        yield list(range(start, min(start + size, count)))
+
+
+def ort_session(model: onnx.ModelProto, native: NativeLibrary | None = None) -> onnxruntime.InferenceSession:
+    """The model on the CPU: by the op's standard-ops bodies, or by the kernels of ``native``."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # torch's threads work in turn with these; spinning ones would only take the cores from them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if native is not None:
+        options.register_custom_ops_library(str(native.path))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def require_ops(ops: Sequence[OpParity]) -> None:
+    """Raise for the worst node beyond its limit.
+
+    Raises:
+        ParityError: there is one; the message names it.
+    """
+    worst = max(ops, key=lambda op: op.of_limit, default=None)
+    if worst is not None and worst.of_limit > 1.0:
+        raise ParityError(
+            f"The exported node {worst.layer} ({worst.op_type}) differs from the paper's formula by "
+            f"{worst.max_error:.3g}, {worst.of_limit:.3g} times what rounding explains (worst input: "
+            f"{worst.worst_input}), so nothing was written; try another version than onnxruntime "
+            f"{onnxruntime.__version__} and report it."
+        )

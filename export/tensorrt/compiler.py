@@ -1,0 +1,85 @@
+"""Where the plugin's kernels come from: Triton, compiled ahead of time to PTX."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
+
+from cbn_deploy.errors import RuntimeUnavailableError
+
+if TYPE_CHECKING:
+    from cbn_deploy.kernels.triton.ahead_of_time import CompiledKernel
+    from cbn_deploy.kernels.triton.contract import DataType
+
+__all__ = ["CompileLayer", "load_compiler"]
+
+
+class CompileLayer(Protocol):
+    """Compiles the kernel of one layer; see :func:`cbn_deploy.kernels.triton.ahead_of_time.layer_spec`."""
+
+    def __call__(
+        self,
+        *,
+        dtype: DataType,
+        components: int,
+        channels: int,
+        pixels: int,
+        channels_last: bool,
+        residual: bool,
+        relu: bool,
+        posterior: bool,
+        images: int,
+    ) -> CompiledKernel:
+        """Compile."""
+
+
+def load_compiler() -> CompileLayer:
+    """The compiler; layers of one kind share one compilation.
+
+    Raises:
+        RuntimeUnavailableError: Triton is not installed.
+    """
+    try:
+        from cbn_deploy.kernels.triton.ahead_of_time import compile_kernel, layer_spec
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"The plugin's kernels are compiled by Triton, which is not installed ({error}); install it with: "
+            "pip install triton, or build the portable form of the layers: cbn-export --inline."
+        ) from error
+    compiled = cache(compile_kernel)
+
+    def compile_layer(
+        *,
+        dtype: DataType,
+        components: int,
+        channels: int,
+        pixels: int,
+        channels_last: bool,
+        residual: bool,
+        relu: bool,
+        posterior: bool,
+        images: int,
+    ) -> CompiledKernel:
+        spec = layer_spec(
+            dtype=dtype,
+            components=components,
+            channels=channels,
+            pixels=pixels,
+            channels_last=channels_last,
+            residual=residual,
+            relu=relu,
+            posterior=posterior,
+            images=images,
+        )
+        return _named_by_spec(compiled(spec))
+
+    return compile_layer
+
+
+def _named_by_spec(kernel: CompiledKernel) -> CompiledKernel:
+    """The kernel under a name of its own: an engine holds many, and Triton calls all of them alike."""
+    name = kernel.contract.spec.name
+    ptx = re.sub(rf"\b{kernel.contract.entry}\b", name, kernel.ptx)
+    return dataclasses.replace(kernel, ptx=ptx, contract=dataclasses.replace(kernel.contract, entry=name))
