@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Candidate",
+    "DeviceClock",
     "Outcome",
     "Parity",
     "Plan",
@@ -35,6 +36,8 @@ __all__ = [
 Images = NDArray[np.float32]
 Logits = NDArray[np.floating]
 Progress = Callable[[str, float], None]
+# (images, calls) -> milliseconds of each call by the device's own clock, without copies to and from it.
+DeviceClock = Callable[[Images, int], Sequence[float]]
 
 _REST_STEP_S = 0.002
 _LONGEST_REST_S = 0.05
@@ -49,12 +52,14 @@ class Candidate:
         run: images float32 (B, 3, H, W) -> logits (B, K); called with every batch size of the benchmark.
         expected: (n, K) float64, the right logits of the benchmark's n images.
         limits: (n,) float64, how far a logit of each image may be off.
+        device_clock: for a runtime on a GPU, which is timed by it too.
     """
 
     name: str
     run: Callable[[Images], Logits]
     expected: NDArray[np.float64]
     limits: NDArray[np.float64]
+    device_clock: DeviceClock | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +110,12 @@ class Outcome:
         parity: candidate name -> its comparison.
         calls_ns: (candidate name, batch size) -> int64 (rounds, calls), nanoseconds of every timed call. Candidates
             that failed are absent.
+        device_ms: likewise -> float64 (calls,), milliseconds by the device's clock, of those that have one.
     """
 
     parity: Mapping[str, Parity]
     calls_ns: Mapping[tuple[str, int], NDArray[np.int64]]
+    device_ms: Mapping[tuple[str, int], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +172,11 @@ def benchmark(
         parity[candidate.name] = check_parity(candidate, images, batch_sizes)
     report("parity", 1.0)
     admitted = [candidate for candidate in candidates if parity[candidate.name].failure is None]
-    return Outcome(parity=parity, calls_ns=_time_all(admitted, images, batch_sizes, plan, report))
+    return Outcome(
+        parity=parity,
+        calls_ns=_time_all(admitted, images, batch_sizes, plan, report),
+        device_ms=_time_on_device(admitted, images, batch_sizes, plan),
+    )
 
 
 def check_parity(candidate: Candidate, images: Images, batch_sizes: Sequence[int]) -> Parity:
@@ -265,6 +276,18 @@ def _time_all(
         calls_ns.update({(name, batch_size): np.stack(times) for name, times in rows.items()})
     progress("timing", 1.0)
     return calls_ns
+
+
+def _time_on_device(
+    candidates: Sequence[Candidate], images: Images, batch_sizes: Sequence[int], plan: Plan
+) -> dict[tuple[str, int], NDArray[np.float64]]:
+    """As many calls in a row as there are rounds: nothing else is on the device, so there is nothing to interleave."""
+    return {
+        (candidate.name, batch_size): np.array(candidate.device_clock(_repeat(images, batch_size), plan.rounds))
+        for batch_size in batch_sizes
+        for candidate in candidates
+        if candidate.device_clock is not None
+    }
 
 
 class _Block:

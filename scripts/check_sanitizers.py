@@ -15,6 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = Path("cbn_deploy", "kernels", "native")
+# An editable installation of this package would come before the tree that is to be tested.
+RUN_TESTS = """
+import pathlib, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+sys.path.insert(0, sys.argv[1])
+from cbn_deploy.native_library import native_library
+library = native_library()
+assert library is not None and library.path.is_relative_to(sys.argv[1]), library
+import pytest
+sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", *sys.argv[2:]]))
+"""
 # Threads of libraries that are not instrumented look like races to the thread sanitizer.
 SUPPRESSIONS = "race:onnxruntime_pybind11_state\nrace:libtorch\n"
 # Sanitizers, the runtime library that an uninstrumented Python must preload, its options, and the tests to run.
@@ -46,9 +57,8 @@ def main() -> None:
             (tree / "suppressions.txt").write_text(SUPPRESSIONS, encoding="utf-8")
             # libstdc++ comes along so that the sanitizer finds the functions for exceptions that it wraps.
             preload = " ".join(output(["g++", f"-print-file-name={name}"]) for name in (runtime, "libstdc++.so.6"))
-            environment = {**os.environ, **options, "LD_PRELOAD": preload, "PYTHONPATH": str(tree)}
-            command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *tests]
-            done = subprocess.run(command, cwd=tree, env=environment, check=False)
+            environment = {**os.environ, **options, "LD_PRELOAD": preload}
+            done = subprocess.run(tests_in(tree, tests), cwd=tree, env=environment, check=False)
         if done.returncode:
             sys.exit(f"{sanitizers}: failed")
         print(f"{sanitizers}: nothing found", flush=True)
@@ -69,6 +79,11 @@ def build(tree: Path, sanitizers: str) -> None:
     subprocess.run(["cmake", "-S", str(tree), "-B", str(folder), *options], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", str(folder)], check=True, stdout=subprocess.DEVNULL)
     (folder / NATIVE / "libcbn.so").replace(tree / NATIVE / "libcbn.so")
+
+
+def tests_in(tree: Path, tests: list[str]) -> list[str]:
+    """The command that runs these tests of ``tree``, with the library that was built there."""
+    return [sys.executable, "-c", RUN_TESTS, str(tree), *tests]
 
 
 def output(command: list[str]) -> str:

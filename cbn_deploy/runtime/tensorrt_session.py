@@ -50,7 +50,7 @@ class TensorRtSession(Session):
         with ExitStack() as resources:
             self._cuda = CudaRuntime()
             resources.callback(self._cuda.close)
-            context = _execution_context(self._trt, file)
+            self._owners, context = _execution_context(self._trt, file)
             self._buffers = {
                 spec.name: self._buffer(spec, resources)
                 for spec in (*file.description.inputs, *file.description.outputs)
@@ -107,7 +107,7 @@ class TensorRtSession(Session):
     def close(self) -> None:
         """Release the engine and its memory once the run that is under way has finished."""
         with self._lock:
-            self._context = None
+            self._context = self._owners = None
             self._resources.close()
 
     def _run_part(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -153,9 +153,10 @@ def _load_package(runtime: EngineRuntime) -> ModuleType:
         ) from error
 
 
-def _execution_context(trt: ModuleType, file: EngineFile) -> Any:
-    """The engine's context; it keeps the engine alive."""
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(file.content)
+def _execution_context(trt: ModuleType, file: EngineFile) -> tuple[Any, Any]:
+    """What must outlive the engine's context, and the context."""
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(file.content)
     context = None if engine is None else engine.create_execution_context()
     if context is None:
         built = file.description
@@ -163,7 +164,7 @@ def _execution_context(trt: ModuleType, file: EngineFile) -> Any:
             f"{file.path} cannot be loaded by {built.runtime} {trt.__version__} on this GPU; it was built by version "
             f"{built.version} for compute capability {', '.join(built.compute_capabilities)}: build it again here."
         )
-    return context
+    return (runtime, engine), context
 
 
 def _check_signature(file: EngineFile) -> None:

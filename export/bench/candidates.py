@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from cbn_deploy.benchmark import Candidate, Progress
+from cbn_deploy.benchmark import Candidate, DeviceClock, Progress
 from cbn_deploy.checkpoint import Checkpoint
 from cbn_deploy.errors import RuntimeUnavailableError
 from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.factory import RuntimeName, open_session
+from export.bench import gpu
 from export.bench.compiler import compile_network, why_no_compiler
 from export.bench.networks import (
     Network,
@@ -34,9 +37,18 @@ from export.bench.networks import (
 )
 from export.to_onnx import to_onnx
 
-__all__ = ["RUNTIMES", "Entry", "Runtime", "Suite", "prepare"]
+__all__ = ["RUNTIMES", "Built", "Entry", "Runtime", "Suite", "prepare"]
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Built(NamedTuple):
+    """A network ready to run: how, by which version of the package, by which code, and the device's clock if any."""
+
+    run: Run
+    version: str
+    kernel_path: str
+    device_clock: DeviceClock | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +97,14 @@ class Runtime:
 
     Attributes:
         title: for tables and plots.
-        build: network -> (run, version, kernel path); raises RuntimeUnavailableError.
+        build: makes a network ready to run; raises RuntimeUnavailableError.
         missing: why it cannot run here, found without heavy work; ``None`` if it probably can.
         networks: which networks it is a way to run: the paper's formula says nothing about batch norm.
         twin: the runtime whose batch-norm candidate it is compared with; ``None``: itself.
     """
 
     title: str
-    build: Callable[[Network, _Workspace], tuple[Run, str, str]]
+    build: Callable[[Network, _Workspace], Built]
     missing: Callable[[], str | None]
     networks: tuple[NetworkLabel, ...] = ("cbn", "bn")
     twin: str | None = None
@@ -100,7 +112,11 @@ class Runtime:
 
 @contextmanager
 def prepare(
-    checkpoint: Checkpoint, runtimes: Sequence[str], threads: int, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    runtimes: Sequence[str],
+    threads: int,
+    largest_batch: int,
+    progress: Progress | None = None,
 ) -> Iterator[Suite]:
     """Build every candidate; sessions, temporary files and torch's thread count last as long as the context.
 
@@ -108,6 +124,7 @@ def prepare(
         checkpoint: of a CBN model.
         runtimes: keys of :data:`RUNTIMES`.
         threads: the same for all runtimes.
+        largest_batch: what a runtime that must know is made ready for.
         progress: called with "preparing" and the fraction done.
 
     Raises:
@@ -115,7 +132,7 @@ def prepare(
     """
     with _torch_threads(threads), ExitStack() as stack:
         images, origin = bench_images(checkpoint)
-        workspace = _Workspace(checkpoint, images, threads, stack)
+        workspace = _Workspace(checkpoint, images, threads, largest_batch, stack)
         wanted = [(label, name) for name in runtimes for label in RUNTIMES[name].networks]
         entries = []
         for done, (label, name) in enumerate(wanted):
@@ -132,7 +149,7 @@ def _entry(label: NetworkLabel, runtime: str, workspace: _Workspace) -> Entry:
         return Entry(name=name, network=label, runtime=runtime, twin=twin, skipped=missing)
     network = workspace.network(label)
     try:
-        run, version, kernel_path = RUNTIMES[runtime].build(network, workspace)
+        built = RUNTIMES[runtime].build(network, workspace)
     except RuntimeUnavailableError as error:
         return Entry(name=name, network=label, runtime=runtime, twin=twin, skipped=str(error))
     return Entry(
@@ -140,9 +157,15 @@ def _entry(label: NetworkLabel, runtime: str, workspace: _Workspace) -> Entry:
         network=label,
         runtime=runtime,
         twin=twin,
-        version=version,
-        kernel_path=kernel_path,
-        candidate=Candidate(name=name, run=run, expected=network.expected, limits=network.limits),
+        version=built.version,
+        kernel_path=built.kernel_path,
+        candidate=Candidate(
+            name=name,
+            run=built.run,
+            expected=network.expected,
+            limits=network.limits,
+            device_clock=built.device_clock,
+        ),
     )
 
 
@@ -151,11 +174,15 @@ class _Workspace:
 
     Attributes:
         threads: the same for all runtimes.
+        largest_batch: the most images that a call will have.
         stack: closes what is registered on it when the benchmark is over.
     """
 
-    def __init__(self, checkpoint: Checkpoint, images: NDArray[np.float32], threads: int, stack: ExitStack) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, images: NDArray[np.float32], threads: int, largest_batch: int, stack: ExitStack
+    ) -> None:
         self.threads = threads
+        self.largest_batch = largest_batch
         self.stack = stack
         self._checkpoint = checkpoint
         self._images = images
@@ -180,43 +207,56 @@ class _Workspace:
         return path
 
 
-def _eager_paper(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+def _eager_paper(network: Network, workspace: _Workspace) -> Built:
     del workspace
-    return _torch_run(paper_formula(network.module)), torch.__version__, "paper's formula"
+    return Built(_torch_run(paper_formula(network.module)), torch.__version__, "paper's formula")
 
 
-def _eager(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+def _eager(network: Network, workspace: _Workspace) -> Built:
     del workspace
     path = "eager" if native_library() is None or network.label == "bn" else "eager, native layer"
-    return _torch_run(network.module), torch.__version__, path
+    return Built(_torch_run(network.module), torch.__version__, path)
 
 
-def _compile(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+def _compile(network: Network, workspace: _Workspace) -> Built:
     del workspace
-    return compile_network(efficient_in_torch(network.module)), torch.__version__, "compiled"
+    return Built(compile_network(efficient_in_torch(network.module)), torch.__version__, "compiled")
 
 
-def _session(runtime: RuntimeName, *, flat: bool = False) -> Callable[[Network, _Workspace], tuple[Run, str, str]]:
-    def build(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
+def _session(runtime: RuntimeName, *, flat: bool = False) -> Callable[[Network, _Workspace], Built]:
+    def build(network: Network, workspace: _Workspace) -> Built:
         session = open_session(workspace.onnx_file(network, flat=flat), runtime, workspace.threads)
         workspace.stack.enter_context(session)
         info = session.describe()
-        return lambda images: session.run(images).logits, info.version, info.kernel_path
+        return Built(lambda images: session.run(images).logits, info.version, info.kernel_path)
 
     return build
 
 
-def _tensorrt(network: Network, workspace: _Workspace) -> tuple[Run, str, str]:
-    del network, workspace
-    raise RuntimeUnavailableError(_why_no_tensorrt())
+def _cuda(make: Callable[[torch.nn.Module], tuple[Run, DeviceClock]], path: str) -> Callable[..., Built]:
+    def build(network: Network, workspace: _Workspace) -> Built:
+        workspace.stack.callback(gpu.tf32_off())
+        module = efficient_in_torch(network.module) if path == "compiled" else network.module
+        run, device_clock = make(module)
+        return Built(run, torch.__version__, path, device_clock)
+
+    return build
 
 
-def _why_no_tensorrt() -> str:
-    if not torch.cuda.is_available():
-        return "TensorRT needs an NVIDIA GPU, and none was found."
-    if importlib.util.find_spec("tensorrt") is None:
-        return "TensorRT is not installed; install it with: pip install 'cbn-deploy[gpu]'."
-    return "This version of cbn-deploy does not run TensorRT engines yet."
+def _ort_cuda(network: Network, workspace: _Workspace) -> Built:
+    return Built(gpu.onnxruntime_on_cuda(workspace.onnx_file(network)), onnxruntime.__version__, "portable")
+
+
+def _tensorrt(*, flat: bool) -> Callable[[Network, _Workspace], Built]:
+    def build(network: Network, workspace: _Workspace) -> Built:
+        session = gpu.engine(workspace.onnx_file(network, flat=flat), workspace.largest_batch)
+        workspace.stack.enter_context(session)
+        info = session.describe()
+        return Built(
+            lambda images: session.run(images).logits, info.version, info.kernel_path, session.device_milliseconds
+        )
+
+    return build
 
 
 def _needs(package: str, extra: str) -> Callable[[], str | None]:
@@ -273,5 +313,20 @@ RUNTIMES: Mapping[str, Runtime] = {
         twin="onnxruntime",
     ),
     "openvino": Runtime(title="OpenVINO", build=_session("openvino"), missing=_needs("openvino", "openvino")),
-    "tensorrt": Runtime(title="TensorRT", build=_tensorrt, missing=_why_no_tensorrt, networks=("cbn",)),
+    "cuda": Runtime(title="PyTorch on CUDA", build=_cuda(gpu.eager_on_cuda, "eager"), missing=gpu.why_no_cuda),
+    "cuda-compile": Runtime(
+        title="torch.compile on CUDA", build=_cuda(gpu.compiled_on_cuda, "compiled"), missing=gpu.why_no_cuda
+    ),
+    "cuda-graphs": Runtime(
+        title="PyTorch in CUDA graphs", build=_cuda(gpu.graphs_on_cuda, "eager"), missing=gpu.why_no_cuda
+    ),
+    "ort-cuda": Runtime(title="ONNX Runtime on CUDA, portable", build=_ort_cuda, missing=gpu.why_no_onnxruntime_cuda),
+    "tensorrt": Runtime(title="TensorRT", build=_tensorrt(flat=False), missing=gpu.why_no_tensorrt),
+    "trt-portable": Runtime(
+        title="TensorRT, portable",
+        build=_tensorrt(flat=True),
+        missing=gpu.why_no_tensorrt,
+        networks=("cbn",),
+        twin="tensorrt",
+    ),
 }

@@ -17,7 +17,7 @@ from torch import nn
 
 from cbn_deploy.errors import RuntimeUnavailableError
 
-__all__ = ["compile_network", "why_no_compiler"]
+__all__ = ["compile_network", "quiet_compilation", "why_no_compiler"]
 
 # Dynamo keeps one entry for each batch size of each network, all under the one forward(); its default limit is 8.
 _RECOMPILE_LIMIT = 256
@@ -52,7 +52,7 @@ def compile_network(module: nn.Module) -> Callable[[NDArray[np.float32]], NDArra
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         if len(images) in seen:
             return call(images)
-        with _compiling():
+        with quiet_compilation():
             logits = call(images)
         seen.add(len(images))
         return logits
@@ -62,7 +62,7 @@ def compile_network(module: nn.Module) -> Callable[[NDArray[np.float32]], NDArra
 
 def _try_trivial() -> None:
     try:
-        with _compiling():
+        with quiet_compilation():
             torch.compile(lambda x: x + 1.0, options={"freezing": True})(torch.zeros(2))
     except Exception as error:  # a broken tool chain surfaces as any of a dozen types
         reason = str(error).strip().partition("\n")[0][:200]
@@ -72,7 +72,7 @@ def _try_trivial() -> None:
 
 
 @contextmanager
-def _compiling() -> Iterator[None]:
+def quiet_compilation() -> Iterator[None]:
     """Lift the limit on recompilations, and keep torch's warnings about its own internals from the user."""
     import torch._dynamo.config
 

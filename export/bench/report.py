@@ -62,6 +62,8 @@ class Timing:
         times_twin: this latency over the batch-norm twin's in the same runtime; ``None`` for a twin or without one.
         speedup_over_paper: latency of eager PyTorch with the paper's formula over this one; other CBN candidates only.
         calls_ns: (rounds, calls), nanoseconds of every timed call.
+        device: milliseconds a batch by the device's own clock, copies aside; ``None`` where there is none.
+        device_times_twin: ``device`` over the twin's, quotient of the medians.
     """
 
     candidate: str
@@ -70,6 +72,8 @@ class Timing:
     times_twin: Ratio | None
     speedup_over_paper: Ratio | None
     calls_ns: NDArray[np.int64]
+    device: Summary | None = None
+    device_times_twin: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +125,23 @@ def timings(entries: Sequence[Entry], outcome: Outcome, batch_sizes: Sequence[in
                     times_twin=None if twin is None else paired_ratio(calls_ns, twin),
                     speedup_over_paper=None if paper is None else paired_ratio(paper, calls_ns),
                     calls_ns=calls_ns,
+                    device=_device_summary(outcome, entry.name, batch_size),
+                    device_times_twin=_device_ratio(outcome, entry, batch_size),
                 )
             )
     return rows
+
+
+def _device_summary(outcome: Outcome, name: str, batch_size: int) -> Summary | None:
+    times = outcome.device_ms.get((name, batch_size))
+    return None if times is None else summarize((times * 1e6).astype(np.int64), batch_size)
+
+
+def _device_ratio(outcome: Outcome, entry: Entry, batch_size: int) -> float | None:
+    own, twin = (outcome.device_ms.get((name, batch_size)) for name in (entry.name, entry.twin))
+    if entry.network != "cbn" or own is None or twin is None:
+        return None
+    return float(np.median(own) / np.median(twin))
 
 
 def to_json(report: BenchReport) -> str:

@@ -18,7 +18,18 @@ from export.bench.report import BenchReport, candidate_reports, timings
 __all__ = ["DEFAULT_BATCH_SIZES", "BenchOptions", "bench_checkpoint"]
 
 DEFAULT_BATCH_SIZES = (1, 8, 32)
-_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "onnxscript", "onnx-ir", "numpy")
+_PACKAGES = (
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "triton",
+    "tensorrt",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "numpy",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +68,7 @@ def bench_checkpoint(model: Path, options: BenchOptions | None = None, progress:
     threads = options.threads or available_cpus()
     plan = Plan(rounds=options.rounds)
     machine = describe_machine(_PACKAGES)
-    with prepare(checkpoint, options.runtimes, threads, progress) as suite:
+    with prepare(checkpoint, options.runtimes, threads, max(options.batch_sizes), progress) as suite:
         candidates = [entry.candidate for entry in suite.entries if entry.candidate is not None]
         if not candidates:
             reasons = " ".join(sorted({entry.skipped for entry in suite.entries if entry.skipped}))

@@ -21,8 +21,11 @@ def render(report: BenchReport) -> Iterator[RenderableType]:
     """What was measured on what, parity, one table of times a batch size, and how to read them."""
     yield _header(report)
     yield _parity_table(report)
+    yield from _skipped(report)
     for batch_size in report.parameters["batch_sizes"]:
         yield _timing_table(report, batch_size)
+    if any(timing.device is not None for timing in report.timings):
+        yield _device_table(report)
     yield Text(
         "Percentiles are over all timed calls. x twin: how many times slower than bn/, the same network with plain "
         "batch norm (random weights; time does not depend on them), in the same runtime. x paper: how many times "
@@ -67,6 +70,8 @@ def _parity_table(report: BenchReport) -> Table:
     table.add_column("of limit", justify="right", no_wrap=True)
     table.add_column("result", overflow="fold")
     for candidate in report.candidates:
+        if candidate.status == "skipped":
+            continue
         error, share = "", ""
         if candidate.parity is not None:
             error, share = f"{candidate.parity.max_difference:.1e}", f"{candidate.parity.of_limit:.1%}"
@@ -76,11 +81,20 @@ def _parity_table(report: BenchReport) -> Table:
     return table
 
 
+def _skipped(report: BenchReport) -> Iterator[Text]:
+    """One line a reason, not one a candidate: without a GPU there are many."""
+    names: dict[str, list[str]] = {}
+    for candidate in report.candidates:
+        if candidate.status == "skipped":
+            names.setdefault(str(candidate.reason), []).append(candidate.name)
+    for reason, skipped in names.items():
+        yield Text(f"skipped {', '.join(skipped)}: {reason}", style="yellow")
+
+
 def _result(candidate: CandidateReport) -> Text:
     if candidate.status == "measured":
         return Text("agrees", style="green")
-    style = "red" if candidate.status == "failed" else "yellow"
-    return Text(f"{candidate.status}: {candidate.reason}", style=style)
+    return Text(f"{candidate.status}: {candidate.reason}", style="red")
 
 
 def _timing_table(report: BenchReport, batch_size: int) -> Table:
@@ -92,6 +106,20 @@ def _timing_table(report: BenchReport, batch_size: int) -> Table:
         if timing.batch_size == batch_size:
             style = "" if report.candidate(timing.candidate).network == "cbn" else "dim"
             table.add_row(*_timing_row(timing), style=style)
+    return table
+
+
+def _device_table(report: BenchReport) -> Table:
+    table = _table("On the device alone, by its own clock: milliseconds a batch, without copies")
+    table.add_column("candidate", no_wrap=True)
+    for heading in ("batch", "p50", "p90", "img/s", "x twin"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for timing in report.timings:
+        device = timing.device
+        if device is not None:
+            ratio = "" if timing.device_times_twin is None else f"{timing.device_times_twin:.2f}"
+            times = [three_digits(device.median), three_digits(device.p90), f"{device.images_per_second:.0f}"]
+            table.add_row(timing.candidate, str(timing.batch_size), *times, ratio)
     return table
 
 

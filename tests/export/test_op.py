@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
+from cbn_deploy.native_library import native_library
 from export.function_body import function_body
 from export.op import ADD_RELU, FORMS, PLAIN, RELU, OpForm, op_schema
+from export.op_check import ort_session
 from tests.export.op_cases import UNIT, Case, op_model, random_case, run_onnxruntime
 from tests.reference.tolerances import TOLERANCES
 
@@ -29,6 +33,14 @@ CASES = st.builds(
     extremity=st.sampled_from([0.0, 0.3, 0.6, 1.0]),
     alike=st.booleans(),
 )
+
+
+def run_native(model: onnx.ModelProto, feeds: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    outputs: list[NDArray[np.float32]] = ort_session(model, native_library()).run(None, feeds)
+    return outputs
+
+
+RUNNERS = (run_onnxruntime,) if native_library() is None else (run_onnxruntime, run_native)
 
 
 def check(case: Case, form: OpForm, outputs: list[NDArray[np.float32]], output_rounding: float = 0.0) -> None:
@@ -56,6 +68,17 @@ def test_onnxruntime_computes_the_formula(form: OpForm, case: Case) -> None:
 @given(case=CASES)
 def test_the_reference_evaluator_computes_the_formula(form: OpForm, case: Case) -> None:
     check(case, form, ReferenceEvaluator(op_model(case, form)).run(None, case.feeds(form)))
+
+
+@pytest.mark.parametrize("extremity", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("density_scale", [1.0, 2048**-0.5, 1 / 2048])
+@EVERY_FORM
+def test_the_widest_layer_of_a_resnet_50(form: OpForm, density_scale: float, extremity: float) -> None:
+    """2048 channels: the logits of the joint density differ by hundreds, and sums have thousands of terms."""
+    case = random_case(7, 2, 2048, 4, (7, 7), extremity, alike=False)
+    case = dataclasses.replace(case, density_scale=density_scale)
+    for run in RUNNERS:
+        check(case, form, run(op_model(case, form), case.feeds(form)))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import triton
-import typer
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -147,31 +147,29 @@ def _without_scratch_parameters(ptx: str, count: int) -> str:
     return ptx[: entry.start("parameters")] + kept + ptx[entry.end("parameters") :]
 
 
-def main(
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    channels: Annotated[int, typer.Option(help="Channels D of the layer.")],
-    pixels: Annotated[int, typer.Option(help="Height times width of the layer.")],
-    components: Annotated[int, typer.Option(help="Components M.")] = 4,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    channels_last: Annotated[bool, typer.Option(help="Channels are contiguous.")] = False,
-) -> None:
-    """Write the PTX of the three forms of a layer and its launch contracts (no GPU needed)."""
-    types: dict[str, DataType] = {str(name): name for name in ITEM_SIZES}
-    if dtype not in types:
-        raise typer.BadParameter(f"choose one of {', '.join(types)}", param_hint="--dtype")
-    out.mkdir(parents=True, exist_ok=True)
+def main() -> None:
+    """Write the PTX of the three forms of a layer and its launch contracts."""
+    parser = argparse.ArgumentParser(description="Write the PTX of a layer's three forms and how to launch it.")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--channels", type=int, required=True, help="channels D of the layer")
+    parser.add_argument("--pixels", type=int, required=True, help="height times width of the layer")
+    parser.add_argument("--components", type=int, default=4, help="components M (default 4)")
+    parser.add_argument("--dtype", choices=ITEM_SIZES, default="float32")
+    parser.add_argument("--channels-last", action="store_true", help="channels are contiguous")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for residual, relu in ((False, False), (False, True), (True, True)):
         spec = layer_spec(
-            dtype=types[dtype],
-            components=components,
-            channels=channels,
-            pixels=pixels,
-            channels_last=channels_last,
+            dtype=arguments.dtype,
+            components=arguments.components,
+            channels=arguments.channels,
+            pixels=arguments.pixels,
+            channels_last=arguments.channels_last,
             residual=residual,
             relu=relu,
         )
-        typer.echo(write_kernel(compile_kernel(spec), out))
+        sys.stdout.write(f"{write_kernel(compile_kernel(spec), arguments.out)}\n")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

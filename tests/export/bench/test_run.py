@@ -13,7 +13,8 @@ from rich.console import Console
 from cbn_deploy.checkpoint import file_sha256
 from cbn_deploy.errors import CheckpointError, ParityError, RuntimeUnavailableError
 from cbn_deploy.native_library import native_library
-from export.bench.candidates import RUNTIMES, Runtime
+from export.bench.candidates import RUNTIMES, Built, Runtime
+from export.bench.gpu import tf32_off
 from export.bench.plot import draw, save_plot
 from export.bench.report import BenchReport, three_digits, to_json
 from export.bench.run import BenchOptions, bench_checkpoint
@@ -66,7 +67,7 @@ def sabotage(monkeypatch, name: str, build) -> None:
 
 
 def shifted(network, _workspace):
-    return lambda images: network.module(torch.from_numpy(images)).numpy() + 0.5, "1", "eager"
+    return Built(lambda images: network.module(torch.from_numpy(images)).numpy() + 0.5, "1", "eager")
 
 
 def test_every_candidate_agrees_and_is_measured_but_tensorrt(report):
@@ -75,7 +76,7 @@ def test_every_candidate_agrees_and_is_measured_but_tensorrt(report):
         f"{network}/{name}": "measured" for name in ("eager", "onnxruntime", "openvino") for network in ("cbn", "bn")
     }
     expected["cbn/eager-paper"] = expected["cbn/ort-portable"] = "measured"
-    expected["cbn/tensorrt"] = "skipped"
+    expected["cbn/tensorrt"] = expected["bn/tensorrt"] = "skipped"
     assert status == expected
     for candidate in report.candidates:
         if candidate.status == "measured":
@@ -203,7 +204,7 @@ def test_a_runtime_that_crashes_is_reported_and_its_json_has_null_for_nan(checkp
         def run(_images):
             raise MemoryError("too large")
 
-        return run, "1", "eager"
+        return Built(run, "1", "eager")
 
     sabotage(monkeypatch, "crash", crash)
     options = BenchOptions(runtimes=("eager", "crash"), batch_sizes=(2,), threads=1, rounds=2)
@@ -221,8 +222,55 @@ def test_nothing_that_agrees_is_an_error(checkpoint_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU changes the reason")
 def test_nothing_that_can_run_is_an_error_with_the_reason(checkpoint_path):
-    with pytest.raises(RuntimeUnavailableError, match="TensorRT needs an NVIDIA GPU"):
+    with pytest.raises(RuntimeUnavailableError, match=r"TensorRT is not installed|NVIDIA GPU"):
         bench_checkpoint(checkpoint_path, BenchOptions(runtimes=("tensorrt",)))
+
+
+def test_a_device_with_a_clock_of_its_own_is_reported_apart(checkpoint_path, monkeypatch):
+    def slow(network, _workspace):
+        times = {1: [3.0, 1.0, 2.0], 4: [8.0, 8.0, 8.0]}
+        clock = lambda images, calls: times[len(images)][:calls]  # noqa: E731
+        run = lambda images: network.module(torch.from_numpy(images)).numpy()  # noqa: E731
+        return Built(run, "1", "eager", clock)
+
+    sabotage(monkeypatch, "device", slow)
+    options = BenchOptions(runtimes=("eager", "device"), batch_sizes=(1, 4), threads=1, rounds=3)
+    report = bench_checkpoint(checkpoint_path, options)
+    found = {(t.candidate, t.batch_size): t.device for t in report.timings}
+    assert {name for (name, _), device in found.items() if device is not None} == {"cbn/device"}
+    assert found["cbn/device", 1].median == 2.0
+    assert found["cbn/device", 4].images_per_second == pytest.approx(500)
+    assert "On the device alone" in text_of(report)
+    assert next(row for row in json.loads(to_json(report))["timings"] if row["candidate"] == "cbn/device")["device"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_every_way_to_run_on_a_gpu_agrees(checkpoint_path):
+    runtimes = ("cuda", "cuda-compile", "cuda-graphs")
+    report = bench_checkpoint(checkpoint_path, BenchOptions(runtimes=runtimes, batch_sizes=(1, 5), rounds=3))
+    assert {candidate.status for candidate in report.candidates} == {"measured"}
+    assert all(timing.device is not None for timing in report.timings)
+    assert all(timing.device_times_twin for timing in report.timings if timing.candidate.startswith("cbn/"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_rows_are_skipped_with_the_reason(checkpoint_path):
+    gpu = tuple(name for name in RUNTIMES if name.startswith(("cuda", "ort-cuda", "tensorrt", "trt")))
+    assert len(gpu) == 6
+    report = bench_checkpoint(checkpoint_path, BenchOptions(runtimes=("eager", *gpu), batch_sizes=(1,), rounds=1))
+    skipped = [candidate for candidate in report.candidates if candidate.status == "skipped"]
+    assert len(skipped) == 11
+    assert all(candidate.reason for candidate in skipped)
+    lines = text_of(report, width=400).splitlines()
+    assert sum(line.startswith("skipped ") for line in lines) == len({candidate.reason for candidate in skipped}) == 3
+
+
+def test_tf32_is_off_while_a_gpu_is_measured_and_as_before_afterwards():
+    before = torch.backends.cudnn.conv.fp32_precision
+    restore = tf32_off()
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    restore()
+    assert torch.backends.cudnn.conv.fp32_precision == before
 
 
 def test_a_package_that_is_missing_skips_its_runtime(checkpoint_path, monkeypatch):

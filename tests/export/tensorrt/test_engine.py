@@ -10,15 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+import torch
 
+from cbn_deploy.checkpoint import load_checkpoint, load_model
 from cbn_deploy.errors import EngineError, ModelFileError, OutputError, RuntimeUnavailableError
+from cbn_deploy.norm import freeze
 from cbn_deploy.runtime.engine_file import TensorSpec, description_path, read_engine_file
 from cbn_deploy.runtime.factory import open_session
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export import ExportResult
 from export.cli import main
+from export.passes import DescribePass, ToFloat16Pass
 from export.tensorrt import EngineOptions, EngineResult, build_engine
+from export.to_onnx import build_graph
 from tests.reference.tolerances import tolerance
 
 NEEDS_RTX = pytest.mark.skipif(
@@ -85,6 +91,19 @@ def test_one_engine_for_three_gpu_generations(engine) -> None:
     words = [header_word(engine(capability)) for capability in ("8.6", "8.9", "12.0")]
     assert len(set(words)) == 3
     assert header_word(engine("8.6", "8.9", "12.0")) == words[0] | words[1] | words[2]
+
+
+@NEEDS_RTX
+def test_a_float16_file(checkpoint_path: Path, exported: ExportResult, tmp_path: Path, engine) -> None:
+    """Strongly typed: the engine's precision is the file's, its inputs and outputs stay float32."""
+    graph = build_graph(freeze(load_model(load_checkpoint(checkpoint_path))), torch.zeros(1, 3, 32, 32))
+    ToFloat16Pass()(graph)
+    DescribePass(read_onnx_file(exported.path).description, "1")(graph)
+    (tmp_path / "model.onnx").write_bytes(ir.serde.serialize_model(graph).SerializeToString())
+    result = build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", options("8.9"))
+    assert {spec.dtype for spec in (*result.description.inputs, *result.description.outputs)} == {"float32"}
+    weights = sum(len(tensor.raw_data) for tensor in onnx.load(exported.path).graph.initializer)
+    assert engine("8.9").size - result.size > 0.4 * weights
 
 
 @NEEDS_RTX
