@@ -11,35 +11,31 @@ namespace {
 const char* const kNoInstructionSet =
     "The instruction set asked for (CBN_INSTRUCTION_SET) does not exist or cannot run here.";
 
-// What the threads of one call share: each takes the next chunk until none is left. What happens before and after in
-// the calling thread is ordered by the two counters, whoever lends the threads.
+// What the threads of one call share: each takes the next chunk until none is left.
 template <typename Chunk>
 struct Job {
     const Chunk& run;
     int64_t chunks;
     std::atomic<int64_t> next{0};
-    std::atomic<int> failures{0};
+    std::atomic<bool> no_memory{false};
 
     static void work(void* data) {
         Job& job = *static_cast<Job*>(data);
-        int failures = 0;
         try {
             for (int64_t chunk = job.next++; chunk < job.chunks; chunk = job.next++) job.run(chunk);
         } catch (const std::bad_alloc&) {
-            failures = 1;
+            job.no_memory = true;
         }
-        job.failures += failures;
     }
 };
 
 template <typename Chunk>
 const char* run_chunks(int64_t chunks, cbn_parallel parallel, int32_t threads, const Chunk& run) {
     Job<Chunk> job{run, chunks};
-    job.next = 0;
     const int64_t useful = std::min<int64_t>(threads, chunks);
     if (parallel && useful > 1) parallel(Job<Chunk>::work, &job, static_cast<unsigned>(useful), 0);
     else Job<Chunk>::work(&job);
-    return job.failures ? "There is not enough memory for the layer." : nullptr;
+    return job.no_memory ? "There is not enough memory for the layer." : nullptr;
 }
 
 const cbn::Kernels* find_kernels(const char* instruction_set) {

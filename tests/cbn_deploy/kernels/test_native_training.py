@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -92,6 +94,30 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, ...]) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+def test_any_lender_of_threads_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here Python's own threads: what the chunks share is safe whoever runs them; a thread sanitizer can see it."""
+    problem = single(random_problem(2, (16, 8, 16, 16), 4))
+    expected = _passes_alone(problem)
+    body_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    lenders: list[int] = []
+
+    def lend(body: Callable[[int], None], data: int, threads: int, flags: int) -> None:
+        lenders.append(threads)
+        workers = [threading.Thread(target=body, args=(data,)) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    launcher = ctypes.CFUNCTYPE(None, body_type, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(lend)
+    address = ctypes.cast(launcher, ctypes.c_void_p).value
+    monkeypatch.setattr(native_training, "lender", lambda: address)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for a, b in zip(_passes_alone(problem), expected, strict=True):
+        assert torch.equal(a, b)
+    assert lenders == [3] * 4
 
 
 def _passes_alone(p: Problem) -> list[Tensor]:
