@@ -171,6 +171,8 @@ def export_model(
         Console().print(summary_table(result))
         _print_report(result.parity)
         return
+    if checkpoint.suffix == ".onnx" and options != ExportOptions():
+        raise typer.BadParameter("A MODEL.onnx is built as it is; give the MODEL.pt to export it in another way.")
     from export.tensorrt import EngineOptions
 
     engine_options = EngineOptions(

@@ -20,7 +20,7 @@ from running_server import running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-ABSENT = ("torch", "onnx", "sklearn", "matplotlib")
+ABSENT = ("torch", "onnxscript", "sklearn", "matplotlib")
 QUIET = ("--quiet", "--disable-pip-version-check")
 
 

@@ -21,9 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 EXTRAS = {"demo": "train,export,serve,openvino", "test": "dev"}
-# TensorRT-RTX builds engines without a GPU, as the tests do. --no-deps: it asks for a CUDA runtime that building does
-# without.
-TENSORRT_RTX = ("tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116")
+# TensorRT-RTX builds engines without a GPU, as the tests do; TensorRT's own bindings check the plugin's registration;
+# CUDA's let the Session find out that there is no GPU. --no-deps: they ask for libraries that all this does without.
+TENSORRT = {
+    "TensorRT-RTX": ("tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116"),
+    "TensorRT's bindings": ("tensorrt-cu13-bindings==11.4.0.106",),
+    "CUDA's bindings": ("cuda-bindings==13.5.0", "cuda-pathfinder==1.9.0"),
+}
 
 
 def main() -> None:
@@ -63,10 +67,11 @@ def install(python: Path, purpose: str) -> None:
     print(f"Installing cbn-deploy[{EXTRAS[purpose]}]", flush=True)
     run([*pip, *constraints, "--editable", f"{ROOT}[{EXTRAS[purpose]}]"])
     if purpose == "test" and sys.platform == "linux":
-        print("Installing TensorRT-RTX", flush=True)
-        done = subprocess.run([*pip, "--no-deps", *TENSORRT_RTX], check=False)
-        if done.returncode:
-            print("TensorRT-RTX is not to be had here; its tests will be skipped.", flush=True)
+        for name, packages in TENSORRT.items():
+            print(f"Installing {name}", flush=True)
+            done = subprocess.run([*pip, "--no-deps", *packages], check=False)
+            if done.returncode:
+                print(f"{name} are not to be had here; their tests will be skipped.", flush=True)
 
 
 def cpu_index_is_of_use() -> bool:

@@ -1,10 +1,11 @@
-"""The frozen layer on CUDA tensors: in Triton where it is installed, else, and for what it does not take, portable."""
+"""The layer on CUDA tensors: in Triton where it is installed, else, and for what it does not take, portable."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from cbn_deploy.kernels import portable
 from cbn_deploy.kernels.memory_format import empty_like_dense
 from cbn_deploy.kernels.triton.launch import MAX_COMPONENTS
 
-__all__ = ["STORED_TYPES", "compound_batch_norm", "triton_operator"]
+__all__ = ["STORED_TYPES", "compound_batch_norm", "training_passes"]
 
 STORED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -36,19 +37,34 @@ def compound_batch_norm(
     """
     arguments = (x, tau, mean, var, scale, bias, eps, density_scale)
     suits = x.dtype in STORED_TYPES and len(tau) <= MAX_COMPONENTS
-    operator = triton_operator() if suits else None
-    if operator is None:
+    modules = _triton_modules() if suits else None
+    if modules is None:
         y, posterior = portable.compound_batch_norm(*arguments)
         return empty_like_dense(x).copy_(y), posterior
-    found: tuple[Tensor, Tensor | None] = operator.compound_batch_norm(*arguments, with_posterior=with_posterior)
+    found: tuple[Tensor, Tensor | None] = modules.operator.compound_batch_norm(
+        *arguments, with_posterior=with_posterior
+    )
     return found
 
 
+def training_passes(pixels: Tensor, components: int) -> ModuleType | None:
+    """The passes of a training step for such a tensor (B, D, P), or ``None`` where they have to be portable."""
+    if pixels.device.type != "cuda" or pixels.dtype not in STORED_TYPES or components > MAX_COMPONENTS:
+        return None
+    modules = _triton_modules()
+    return None if modules is None else modules.training
+
+
+class _Modules(NamedTuple):
+    operator: ModuleType
+    training: ModuleType
+
+
 @functools.cache
-def triton_operator() -> ModuleType | None:
-    """:mod:`cbn_deploy.kernels.triton.operator`, or ``None``, with one warning, where Triton is not installed."""
+def _triton_modules() -> _Modules | None:
+    """``None``, with one warning, where Triton is not installed."""
     try:
-        from cbn_deploy.kernels.triton import operator
+        from cbn_deploy.kernels.triton import operator, training
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "triton":
             raise
@@ -58,4 +74,4 @@ def triton_operator() -> ModuleType | None:
             stacklevel=2,
         )
         return None
-    return operator
+    return _Modules(operator, training)

@@ -1,4 +1,4 @@
-"""Read what an ONNX file says about itself without the ``onnx`` package: a server image has only a runtime.
+"""Read what an ONNX file says about itself without the ``onnx`` package and without a copy of its tensors.
 
 An ONNX file is one protobuf message, ``ModelProto``. Walking its top-level fields is enough to tell a truncated or
 foreign file from a whole one, to collect ``metadata_props`` and to see whether the file carries model-local functions;

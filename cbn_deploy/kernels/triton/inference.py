@@ -16,7 +16,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["forward_kernel"]
+__all__ = ["SIZES", "forward_kernel"]
+
+# One compilation for every size: what the compiler may assume of them is said by VECTOR and FULL.
+SIZES = ["pixel_count", "channels", "pixels"]
 
 
 @triton.jit
@@ -187,7 +190,7 @@ def write_posterior(
         tl.store(posterior_ptr + ((image * COMPONENTS + j) * pixels + n % pixels), weights[j], mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     x_ptr: tl.tensor,
     residual_ptr: tl.tensor,

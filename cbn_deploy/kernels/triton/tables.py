@@ -55,7 +55,7 @@ def reference_gaussian(
     return m0, var0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels"])
 def tables_kernel(
     tau_ptr: tl.tensor,
     mean_ptr: tl.tensor,

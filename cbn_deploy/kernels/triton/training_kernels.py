@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cbn_deploy.kernels.triton.inference import pixel_offsets, softmax, write_posterior
+from cbn_deploy.kernels.triton.inference import SIZES, pixel_offsets, softmax, write_posterior
 
 __all__ = ["combine_kernel", "expectation_kernel", "input_gradient_kernel", "weighted_sums_kernel"]
 
@@ -99,7 +99,7 @@ def write_sums(
         tl.store(target, tl.sum(sums[i], axis=1), mask=d < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def expectation_kernel(
     x_ptr: tl.tensor,
     centre_ptr: tl.tensor,
@@ -203,7 +203,7 @@ def add_masses(masses: tl.tuple, weights: tl.tuple, COMPONENTS: tl.constexpr) ->
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weighted_sums_kernel(
     a_ptr: tl.tensor,
     x_ptr: tl.tensor,
@@ -238,7 +238,7 @@ def weighted_sums_kernel(
     write_sums(sums, partial_ptr, split, d, channels, COMPONENTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def combine_kernel(
     x_ptr: tl.tensor,
     centre_ptr: tl.tensor,
@@ -329,7 +329,7 @@ def pixel_gradient(
     return tl.fma(of_g, g, tl.fma(of_c, c, alone))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def input_gradient_kernel(
     g_ptr: tl.tensor,
     x_ptr: tl.tensor,

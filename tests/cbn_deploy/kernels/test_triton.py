@@ -38,7 +38,7 @@ def test_without_triton_the_portable_operations_run_and_say_so_once(monkeypatch:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "cbn_deploy.kernels.triton.operator", raising=False)
     monkeypatch.delattr("cbn_deploy.kernels.triton.operator", raising=False)
-    cuda.triton_operator.cache_clear()
+    cuda._triton_modules.cache_clear()
     case = random_case(1, 2, 8, 4, (5, 5), 0.0, alike=False)
     tables = [torch.from_numpy(case.tables[name]) for name in TABLES]
     arguments = (torch.from_numpy(case.x), *tables, case.epsilon, case.density_scale)
@@ -47,7 +47,11 @@ def test_without_triton_the_portable_operations_run_and_say_so_once(monkeypatch:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cuda.compound_batch_norm(*arguments, with_posterior=True)
-    cuda.triton_operator.cache_clear()
+    cuda._triton_modules.cache_clear()
     expected_y, expected_posterior = portable.compound_batch_norm(*arguments)
     torch.testing.assert_close(y, expected_y)
     torch.testing.assert_close(posterior, expected_posterior)
+
+
+def test_training_on_the_cpu_is_not_for_triton() -> None:
+    assert cuda.training_passes(torch.zeros(1, 2, 3), 4) is None

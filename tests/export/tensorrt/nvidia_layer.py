@@ -5,7 +5,8 @@
 NVIDIA's, and real: ``tensorrt_bindings`` (the compiled bindings and ``tensorrt.plugin``: registration and its checks,
 plugin creation, shapes, layouts, launch parameters), the plugin registry and the ONNX parser (TensorRT-RTX's, through
 the stand-in library). Ours: the plugin, the Triton kernel and its PTX. Replaced: symbolic dimensions, which only
-libnvinfer can make; :class:`Symbol` records them as expressions. Nothing builds or runs an engine.
+libnvinfer can make; :class:`Symbol` records them as expressions. An engine is built of the portable body alone, and
+nothing runs one.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ sys.modules["tensorrt"] = trt
 import tensorrt.plugin as trtp  # noqa: E402 - after the replacements
 
 from export.tensorrt.compiler import load_compiler  # noqa: E402
+from export.tensorrt.network import build  # noqa: E402
 from export.tensorrt.plugin import register_plugins  # noqa: E402
 
 COMPONENTS, CHANNELS, SIZE, BATCHES = 4, 16, 8, (1, 8, 32)
@@ -167,6 +169,7 @@ def main() -> None:
     logger = Collector()
     model, packed = sys.argv[1:]
     before = parse(model, logger)
+    engine = build(trt, Path(model).read_bytes(), BATCHES, lambda _config: None)
     compiler = load_compiler()
     register_plugins(trt, trtp, compiler)
     register_plugins(trt, trtp, compiler)  # a second time is no error
@@ -178,6 +181,8 @@ def main() -> None:
         "version": trt.__version__,
         "names": names,
         "before": before,
+        "portable_engine_bytes": len(engine.content),
+        "portable_engine_inputs": [[spec.name, spec.dtype, spec.shape] for spec in engine.inputs],
         "original": parse(model, logger),
         "packed": parse(packed, logger),
         "driven": {" ".join(case): drive(*case) for case in cases},

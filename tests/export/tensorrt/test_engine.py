@@ -216,6 +216,13 @@ def test_mistakes_cost_no_time_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_onnx_file_is_built_as_it_is(
+    exported: ExportResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, exported.path, "--target", "tensorrt-rtx", "--inline") == 2
+    assert "is built as it is" in capsys.readouterr().err
+
+
 @NEEDS_RTX
 def test_an_engine_and_a_description_that_do_not_belong_together(engine, tmp_path: Path) -> None:
     original = engine("8.9").path

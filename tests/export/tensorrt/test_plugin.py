@@ -220,6 +220,12 @@ def test_the_parser_prefers_the_plugin_once_it_is_registered(nvidia: dict[str, A
         assert "TensorRT-RTX imports" in nvidia[file]["errors"][0]
 
 
+def test_the_builder_is_called_as_these_bindings_want_it(nvidia: dict[str, Any]) -> None:
+    """The portable body, through TensorRT's own bindings; what builds it is TensorRT-RTX's library."""
+    assert nvidia["portable_engine_bytes"] > 1_000_000
+    assert nvidia["portable_engine_inputs"] == [["images", "float32", [None, 3, 32, 32]]]
+
+
 def test_types_shapes_and_layouts(nvidia: dict[str, Any]) -> None:
     trt_types = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
     for case, found in nvidia["driven"].items():
