@@ -132,6 +132,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if any(ctx.needs_input_grad[1:5]):
+        raise NotImplementedError("split_normalize has gradients by x, scale and bias only: detach the rest")
     grad_x, grad_scale, grad_bias = split_normalize_backward(grad, *ctx.saved_tensors, ctx.epsilon)
     return grad_x, None, None, None, None, grad_scale, grad_bias, None
 

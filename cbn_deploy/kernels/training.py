@@ -182,6 +182,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if any(ctx.needs_input_grad[1:8]):
+        raise NotImplementedError("mixture_normalize has gradients by x, scale and bias only: detach the rest")
     grad_x, grad_scale, grad_bias = mixture_normalize_backward(grad, *ctx.saved_tensors, ctx.epsilon)
     return grad_x, *[None] * 7, grad_scale, grad_bias, None
 

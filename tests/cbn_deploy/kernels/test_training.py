@@ -137,6 +137,17 @@ def test_second_derivatives_are_refused() -> None:
         first.sum().backward()
 
 
+def test_gradients_that_do_not_exist_are_refused() -> None:
+    """Rather than zero without a word."""
+    p = random_problem(6, (2, 3, 2, 2), 2)
+    w, centre, *logits, mass, mean, var = OPS.mixture_statistics(p.x, p.tau, p.mean, p.var, EPS, 1.0)
+    tables = (torch.zeros_like(mass), p.scale, p.bias, EPS)
+    with pytest.raises(NotImplementedError, match="x, scale and bias only"):
+        OPS.mixture_normalize(p.x, w, centre, *logits, mean.requires_grad_(), var, *tables).sum().backward()
+    with pytest.raises(NotImplementedError, match="x, scale and bias only"):
+        OPS.split_normalize(p.x, torch.tensor([0, 1]), mean, var, *tables).sum().backward()
+
+
 def test_statistics_carry_no_gradient_by_themselves() -> None:
     p = random_problem(6, (2, 3, 2, 2), 2)
     w, *_ = OPS.mixture_statistics(p.x.requires_grad_(), p.tau, p.mean, p.var, EPS, 1.0)
