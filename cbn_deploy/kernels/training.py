@@ -9,8 +9,9 @@ The first carries no gradient, the second all of it: its gradient with respect t
 were made from x, so that the whole way back is two passes over the pixels. Saved for it are x, the posterior and
 tables. Second derivatives are not implemented: asking for them raises torch's "no autograd formula was registered".
 
-The passes run in the native library where it is installed and can (:mod:`cbn_deploy.kernels.native_training`), else in
-plain torch operations (:mod:`cbn_deploy.kernels.training_passes`); x of half precision is computed in float32.
+The passes run in the native library where it is installed and can (:mod:`cbn_deploy.kernels.native_training`), on CUDA
+in Triton (:mod:`cbn_deploy.kernels.cuda`), else in plain torch operations
+(:mod:`cbn_deploy.kernels.training_passes`); x of half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbn_deploy.kernels import native_training, portable, training_passes
+from cbn_deploy.kernels import cuda, native_training, portable, training_passes
 from cbn_deploy.kernels.moment_gradients import moment_gradients, table_gradients
 from cbn_deploy.kernels.training_passes import GradientTables
 
@@ -202,4 +203,6 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _passes(pixels: Tensor, components: int) -> ModuleType:
-    return native_training if native_training.suits(pixels, components) else training_passes
+    if native_training.suits(pixels, components):
+        return native_training
+    return cuda.training_passes(pixels, components) or training_passes
