@@ -17,11 +17,9 @@ from pathlib import Path
 from check_sanitizers import NATIVE, checkout, tests_in
 
 TESTS = [
-    "tests/cbn_deploy/kernels/test_native_library.py",
-    "tests/export/test_native_op.py",
-    "tests/export/test_cuda_op.py",
-    "-k",
-    "not exported",
+    *("tests/cbn_deploy/kernels/test_native_library.py", "tests/cbn_deploy/kernels/test_native_training.py"),
+    *("tests/cbn_deploy/kernels/test_split_training.py", "tests/export/test_native_op.py"),
+    *("tests/export/test_cuda_op.py", "-k", "not exported"),
 ]
 
 
