@@ -18,7 +18,7 @@ from cbn_deploy.kernels.triton.model_kernels import compile_for_model
 from cbn_deploy.native_library import NativeLibrary, native_library
 from cbn_deploy.norm import freeze
 
-# Relative to an image's largest logit. Two float32 computations of a whole network differ by some 1e-4; a wrong table or
+# Relative to an image's largest logit. Two float32 computations of a network differ by some 1e-4; a wrong table or
 # stride by 1e-1 and more.
 LOGITS_LIMIT = 2e-3
 
