@@ -230,8 +230,8 @@ def test_a_launch_is_what_the_contract_says(stand_in: StandIn) -> None:
 
 
 def test_layers_share_a_kernel_and_sessions_leave_nothing(stand_in: StandIn) -> None:
-    case = random_case(2, 2, 96, 3, (4, 4), 0.0, alike=False)
-    give(stand_in, contract(PLAIN, 3, 96, 16))
+    case = random_case(2, 2, 128, 3, (4, 4), 0.0, alike=False)
+    give(stand_in, contract(PLAIN, 3, 128, 16))
     record = stand_in.record
     before = record.modules_loaded
     sessions = [stand_in.session(op_model(case, PLAIN)) for _ in range(4)]
@@ -257,20 +257,30 @@ def test_the_widest_accesses_and_enough_programs_are_chosen(stand_in: StandIn) -
         assert stand_in.record.entry.decode() == kernel.entry
 
 
+def test_a_kernel_for_exactly_these_channels_is_chosen(stand_in: StandIn) -> None:
+    exact, masked = (contract(PLAIN, 5, channels, 4) for channels in (96, 95))
+    assert (exact.most_channels, exact.spec.launch.full) == (masked.most_channels, not masked.spec.launch.full)
+    for kernel in (masked, exact):
+        give(stand_in, kernel)
+    case = random_case(4, 1, 96, 5, (2, 2), 0.0, alike=False)
+    check(case, PLAIN, stand_in.run(op_model(case, PLAIN), case.feeds(PLAIN)))
+    assert stand_in.record.entry.decode() == exact.entry
+
+
 def test_a_kernel_for_the_same_use_is_replaced(stand_in: StandIn) -> None:
-    case = random_case(4, 1, 96, 2, (2, 2), 0.0, alike=False)
-    first = give(stand_in, contract(PLAIN, 2, 96, 4))
+    case = random_case(4, 1, 128, 2, (2, 2), 0.0, alike=False)
+    first = give(stand_in, contract(PLAIN, 2, 128, 4))
     give(stand_in, replace(first, entry=f"{first.entry}_again"))
     check(case, PLAIN, stand_in.run(op_model(case, PLAIN), case.feeds(PLAIN)))
     assert stand_in.record.entry.decode() == f"{first.entry}_again"
 
 
 def test_a_kernel_given_again_is_not_loaded_again(stand_in: StandIn) -> None:
-    case = random_case(4, 1, 128, 2, (2, 2), 0.0, alike=False)
-    give(stand_in, contract(PLAIN, 2, 128, 4))
+    case = random_case(4, 1, 256, 2, (2, 2), 0.0, alike=False)
+    give(stand_in, contract(PLAIN, 2, 256, 4))
     first = stand_in.session(op_model(case, PLAIN))
     loaded = stand_in.record.modules_loaded
-    give(stand_in, contract(PLAIN, 2, 128, 4))
+    give(stand_in, contract(PLAIN, 2, 256, 4))
     check(case, PLAIN, stand_in.run(op_model(case, PLAIN), case.feeds(PLAIN)))
     assert stand_in.record.modules_loaded == loaded
     del first

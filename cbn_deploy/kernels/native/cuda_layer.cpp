@@ -95,9 +95,11 @@ int64_t programs(const Kernel& kernel, int64_t pixel_count) {
     return (pixel_count + kernel.block_pixels - 1) / kernel.block_pixels;
 }
 
-// Whether `candidate` suits better than `known`: wider accesses first, then the largest blocks of which there are enough.
+// Whether `candidate` suits better than `known`: wider accesses first, then whole pieces of channels, then the largest
+// blocks of which there are enough.
 bool is_better(const Kernel& candidate, const Kernel& known, int64_t pixel_count) {
     if (candidate.vector != known.vector) return candidate.vector > known.vector;
+    if (candidate.full != known.full) return candidate.full;
     const bool enough = programs(candidate, pixel_count) >= kEnoughPrograms;
     if (enough != (programs(known, pixel_count) >= kEnoughPrograms)) return enough;
     return enough ? candidate.block_pixels > known.block_pixels : candidate.block_pixels < known.block_pixels;
