@@ -23,7 +23,8 @@ struct Kernel {
     cbn::DataType type;
     float epsilon = 1e-5f;
     float density_scale = 1.0f;
-    int block = 0;  // 0: planar tensors
+    int block = 0;                                      // of a blocked form
+    cbn::Quantum x_quantum{}, residual_quantum{}, y_quantum{};  // of an 8-bit form
     const cbn::Kernels* kernels = nullptr;
     std::unique_ptr<const cbn::Tables> constant_tables;  // null: the tables are computed by the graph
 };
@@ -65,6 +66,25 @@ OrtStatus* read_block(Table* api, const OrtKernelInfo* info, const cbn::Kernels&
     return nullptr;
 }
 
+OrtStatus* read_quantum(Table* api, const OrtKernelInfo* info, const Form& form, const std::string& tensor,
+                        cbn::Quantum* quantum) {
+    int64_t zero = -1;
+    CBN_TRY(read_attribute(api, info, form, (tensor + "_scale").c_str(), &quantum->scale));
+    if (failed(api, KernelInfoGetAttributeInt::call(api, info, (tensor + "_zero").c_str(), &zero)) || zero > 255)
+        zero = -1;
+    quantum->zero = static_cast<int32_t>(zero);
+    if (!cbn::is_valid(*quantum))
+        return invalid(api, form, tensor + "_scale must be above zero, " + tensor + "_zero an integer from 0 to 255.");
+    return nullptr;
+}
+
+OrtStatus* read_quanta(const OrtKernelInfo* info, Kernel* kernel) {
+    CBN_TRY(read_quantum(kernel->api, info, kernel->form, "x", &kernel->x_quantum));
+    if (kernel->form.residual)
+        CBN_TRY(read_quantum(kernel->api, info, kernel->form, "residual", &kernel->residual_quantum));
+    return read_quantum(kernel->api, info, kernel->form, "y", &kernel->y_quantum);
+}
+
 OrtStatus* tables_from(const Kernel& kernel, const Tensor (&inputs)[5], std::unique_ptr<const cbn::Tables>* tables) {
     static const char* const kNames[] = {"tau", "mean", "var", "scale", "bias"};
     for (size_t i = 0; i < 5; ++i) {
@@ -77,6 +97,8 @@ OrtStatus* tables_from(const Kernel& kernel, const Tensor (&inputs)[5], std::uni
     const int64_t components = inputs[1].shape[0], channels = inputs[1].shape[1];
     if (components < 1 || components > cbn::kMaxComponents || channels < 1 || channels > INT32_MAX)
         return invalid(kernel.api, kernel.form, "there must be 1 to 256 components and at least one channel.");
+    if (kernel.form.layout == Layout::kChannelsLast && !cbn::takes_channels_last(*kernel.kernels, channels))
+        return invalid(kernel.api, kernel.form, "the channels must be a multiple of the instruction set's vectors.");
     const auto data = [&](size_t i) { return static_cast<const float*>(inputs[i].data); };
     *tables = std::make_unique<const cbn::Tables>(
         cbn::make_tables(static_cast<int>(components), static_cast<int>(channels), data(0), data(1), data(2), data(3),
@@ -108,7 +130,9 @@ OrtStatus* create_kernel(const CustomOp* custom_op, Table* api, const OrtKernelI
             return invalid(api, op.form, "CBN_INSTRUCTION_SET names an instruction set that cannot run here.");
         CBN_TRY(read_attribute(api, info, op.form, "epsilon", &kernel->epsilon));
         CBN_TRY(read_attribute(api, info, op.form, "density_scale", &kernel->density_scale));
-        if (op.form.blocked) CBN_TRY(read_block(api, info, *kernel->kernels, op.form, &kernel->block));
+        if (op.form.layout == Layout::kBlocked)
+            CBN_TRY(read_block(api, info, *kernel->kernels, op.form, &kernel->block));
+        if (op.form.layout == Layout::kChannelsLast) CBN_TRY(read_quanta(info, kernel.get()));
         CBN_TRY(read_constant_tables(info, kernel.get()));
         *result = kernel.release();
         return nullptr;
@@ -190,16 +214,29 @@ OrtStatus* compute_checked(const Kernel& kernel, OrtKernelContext* context) {
     Tensor x, residual{kernel.form.residual ? kUndefined : kFloat, {}, nullptr};
     CBN_TRY(read_input(kernel, context, 0, &x));
     const int64_t channels = stored_channels(kernel, tables);
-    if (x.shape.size() < 2 || x.shape[1] != channels)
+    const bool channels_last = kernel.form.layout == Layout::kChannelsLast;
+    if (x.shape.size() < 2 || (channels_last ? x.shape.back() : x.shape[1]) != channels)
         return invalid(kernel.api, kernel.form,
-                       "X must have shape (B, D, *spatial) with D = " + std::to_string(channels) + ".");
+                       std::string("X must have shape ") + (channels_last ? "(B, *spatial, D)" : "(B, D, *spatial)") +
+                           " with D = " + std::to_string(channels) + ".");
     if (kernel.form.residual) CBN_TRY(read_input(kernel, context, 1, &residual));
     if (kernel.form.residual && residual.shape != x.shape)
         return invalid(kernel.api, kernel.form, "residual must have X's shape.");
     int64_t pixels = 1;
-    for (size_t axis = 2; axis < x.shape.size(); ++axis) pixels *= x.shape[axis];
-    cbn::Tensors tensors{kernel.type, x.shape[0],         pixels,      x.data, residual.data,
-                         nullptr,     nullptr,            kernel.form.relu, kernel.block};
+    const size_t first_axis = channels_last ? 1 : 2;  // of the spatial ones
+    for (size_t axis = first_axis; axis < first_axis + x.shape.size() - 2; ++axis) pixels *= x.shape[axis];
+    cbn::Tensors tensors{kernel.type,
+                         x.shape[0],
+                         pixels,
+                         x.data,
+                         residual.data,
+                         nullptr,
+                         nullptr,
+                         kernel.form.relu,
+                         kernel.block,
+                         kernel.x_quantum,
+                         kernel.residual_quantum,
+                         kernel.y_quantum};
     CBN_TRY(make_outputs(kernel, context, x.shape, tables.components, &tensors));
     if (x.shape[0] * pixels == 0) return nullptr;
     const cbn::TableView view = tables.view();
@@ -226,7 +263,7 @@ Op make_op(const Form& form, ElementType type, Table* api) {
     };
     op.get_input_count = [](const CustomOp* me) { return self(me).form.inputs(); };
     op.get_output_type = [](const CustomOp* me, size_t index) { return index == 0 ? self(me).type : kFloat; };
-    op.get_output_count = [](const CustomOp*) -> size_t { return 2; };
+    op.get_output_count = [](const CustomOp* me) -> size_t { return self(me).form.outputs(); };
     op.destroy_kernel = destroy_kernel;
     op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
     op.get_output_characteristic = [](const CustomOp*, size_t index) { return index == 0 ? kRequired : kOptional; };

@@ -39,7 +39,7 @@ double worst(int images, int M, int D, int P, int block) {
     const char* error = cbn_layer_create(M, D, tau.data(), mean.data(), var.data(), gain.data(), bias.data(),
                                          static_cast<float>(epsilon), static_cast<float>(scale_of_density), nullptr, &layer);
     if (error) return std::puts(error), INFINITY;
-    cbn_tensors tensors{1, 1, images, P, x.data(), residual.data(), y.data(), posterior.data(), block};
+    cbn_tensors tensors{1, 1, images, P, x.data(), residual.data(), y.data(), posterior.data(), block, {}, {}, {}};
     error = cbn_layer_forward(layer, &tensors, 0, static_cast<int64_t>(images) * P);
     cbn_layer_destroy(layer);
     if (error) return std::puts(error), INFINITY;
