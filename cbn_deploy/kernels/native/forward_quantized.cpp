@@ -11,7 +11,7 @@ namespace cbn {
 namespace {
 
 // So many pixels keep the kernels busy, if their values do not leave the cache.
-constexpr int64_t kMostPixels = 64, kFewestPixels = 16, kTileValues = 1 << 14;
+constexpr int64_t kMostPixels = 256, kFewestPixels = 32, kTileValues = 1 << 12;
 
 }  // namespace
 
