@@ -16,7 +16,14 @@ from pathlib import Path
 
 from check_sanitizers import NATIVE, checkout, tests_in
 
-TESTS = ["tests/cbn_deploy/kernels/test_native_library.py", "tests/export/test_native_op.py", "-k", "not exported"]
+TESTS = [
+    "tests/cbn_deploy/kernels/test_native_library.py",
+    "tests/cbn_deploy/kernels/test_native_uint8.py",
+    "tests/export/test_native_op.py",
+    "tests/export/precision/test_channels_last.py",
+    "-k",
+    "not exported",
+]
 
 
 def main() -> None:

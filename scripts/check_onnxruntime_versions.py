@@ -20,7 +20,13 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["tests/export/test_native_op.py", "tests/export/test_blocked_layout.py", "-k", "not exported"]
+TESTS = [
+    "tests/export/test_native_op.py",
+    "tests/export/test_blocked_layout.py",
+    "tests/export/precision/test_channels_last.py",
+    "-k",
+    "not exported",
+]
 CHECK = """
 import onnxruntime
 from cbn_deploy.native_library import native_library

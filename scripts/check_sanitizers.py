@@ -35,13 +35,25 @@ RUNS = (
         "libasan.so",
         # Python frees little at its end; leaks of the library itself are what its own tests would repeat thousandfold.
         {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
-        ["tests/cbn_deploy/kernels/test_native_library.py", "tests/export/test_native_op.py", "-k", "not exported"],
+        [
+            "tests/cbn_deploy/kernels/test_native_library.py",
+            "tests/cbn_deploy/kernels/test_native_uint8.py",
+            "tests/export/test_native_op.py",
+            "tests/export/precision/test_channels_last.py",
+            "-k",
+            "not exported",
+        ],
     ),
     (
         "thread",
         "libtsan.so",
         {"TSAN_OPTIONS": "halt_on_error=1:suppressions=suppressions.txt"},
-        ["tests/cbn_deploy/kernels/test_native_library.py", "-k", "threads or cutting"],
+        [
+            "tests/cbn_deploy/kernels/test_native_library.py",
+            "tests/cbn_deploy/kernels/test_native_uint8.py",
+            "-k",
+            "threads or cut",
+        ],
     ),
 )
 
