@@ -145,9 +145,7 @@ class _Rewriting:
         assert written is not None  # _fits has asked
         result = f"{node.output[0]}_channels_last"
         self._quantized[node.output[0]] = result
-        replacement = helper.make_node(
-            node.op_type, inputs, [result], name=node.name, domain=CHANNELS_LAST_OP_DOMAIN
-        )
+        replacement = helper.make_node(node.op_type, inputs, [result], name=node.name, domain=CHANNELS_LAST_OP_DOMAIN)
         replacement.attribute.extend([*attributes, *_attributes("y", written)])
         yield replacement
 

@@ -268,4 +268,6 @@ def test_an_exported_network_names_the_same_digits(int8: ExportResult, tmp_path:
         found = session.run(images).logits
     planar = planar_answers(content, images)[0]
     np.testing.assert_array_equal(found.argmax(1), planar.argmax(1))
-    np.testing.assert_allclose(found / np.abs(planar).max(), planar / np.abs(planar).max(), **tolerance("rounding ties"))
+    np.testing.assert_allclose(
+        found / np.abs(planar).max(), planar / np.abs(planar).max(), **tolerance("rounding ties")
+    )
