@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class Quantum(ctypes.Structure):
-    """What an 8-bit number n stands for, ``scale * (n - zero)``: ``Quantum(scale, zero)``; ``cbn_quantum`` of c_api.h."""
+    """What an 8-bit number n stands for, ``scale * (n - zero)``; ``cbn_quantum`` of c_api.h."""
 
     _fields_ = (("scale", ctypes.c_float), ("zero", ctypes.c_int32))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.errors import ParityError
 from cbn_deploy.native_library import NativeLibrary, native_library
+from cbn_deploy.runtime.blocked_layout import blocked_session
 from export.inputs import ParityInputs
 from export.op import DOMAIN
 from export.op_parity import OpComparison
@@ -120,14 +121,21 @@ def in_batches(count: int, size: int = _BATCH) -> Iterator[list[int]]:
 
 
 def ort_session(model: onnx.ModelProto, native: NativeLibrary | None = None) -> onnxruntime.InferenceSession:
-    """The model on the CPU: by the op's standard-ops bodies, or by the kernels of ``native``."""
+    """The model on the CPU: by the op's standard-ops bodies, or by the kernels of ``native`` as a Session runs them."""
+    content = model.SerializeToString()
+    if native is None:
+        return onnxruntime.InferenceSession(content, _options(None), providers=["CPUExecutionProvider"])
+    return blocked_session(content, lambda: _options(native))[0]
+
+
+def _options(native: NativeLibrary | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # torch's threads work in turn with these; spinning ones would only take the cores from them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if native is not None:
         options.register_custom_ops_library(str(native.path))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def require_ops(ops: Sequence[OpParity]) -> None:

@@ -33,10 +33,10 @@ def _row(dtype: str, channels: int, size: int, channels_last: bool) -> dict[str,
     residual = torch.randn_like(x)
     if channels_last:
         x, residual = (value.to(memory_format=torch.channels_last) for value in (x, residual))
-    tables = operator.layer_tables(*random_tables(4, channels, "cuda"), EPSILON, channels**-0.5)  # type: ignore[arg-type]
+    tables = operator.layer_tables(*random_tables(4, channels, "cuda"), EPSILON, channels**-0.5)
     expected, _ = operator.forward(x, tables, 4, residual=residual, relu=True)
     spec = layer_spec(
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         components=4,
         channels=channels,
         pixels=size * size,

@@ -25,7 +25,7 @@ def copy_bandwidth(section: Section, clock: Clock, device: str, *, tiny: bool) -
     for mebibytes in [1] if tiny else [16, 64, 256, 1024]:
         x = torch.randint(0, 255, (mebibytes * 2**20,), dtype=torch.uint8, device=device)
         y = torch.empty_like(x)
-        time = medians({"copy": lambda x=x, y=y: y.copy_(x)}, clock)["copy"]  # type: ignore[misc]
+        time = medians({"copy": lambda x=x, y=y: y.copy_(x)}, clock)["copy"]
         section.rows.append({"MiB": mebibytes, "ms": time, "GB/s": 2e-6 * x.numel() / time})
 
 
@@ -44,7 +44,7 @@ def _inference_row(
 ) -> dict[str, object]:
     xs, tables = _inputs(shape, dtype, device, channels_last=channels_last)
     candidates = {
-        "copy": captured([lambda x=x: x.clone() for x in xs]),  # type: ignore[misc]
+        "copy": captured([lambda x=x: x.clone() for x in xs]),
         "kernel": _captured_kernel(xs, tables),
     }
     times = {name: time / len(xs) for name, time in medians(candidates, clock).items()}
@@ -67,7 +67,7 @@ def _inputs(shape: Shape, dtype: torch.dtype, device: str, *, channels_last: boo
     count = input_sets(2 * x.numel() * x.element_size()) if device == "cuda" else 1
     xs = [x, *(shape.tensor(device, dtype, channels_last=channels_last) for _ in range(count - 1))]
     tables = random_tables(COMPONENTS, shape.channels, device)
-    return xs, operator.layer_tables(*tables, 1e-5, shape.channels**-0.5)  # type: ignore[arg-type]
+    return xs, operator.layer_tables(*tables, 1e-5, shape.channels**-0.5)
 
 
 def tune(section: Section, clock: Clock, device: str, shapes: Sequence[Shape]) -> None:
@@ -88,9 +88,7 @@ def tune(section: Section, clock: Clock, device: str, shapes: Sequence[Shape]) -
 
 def _captured_kernel(xs: Sequence[Tensor], tables: Tensor, launch: ForwardLaunch | None = None) -> Work:
     """The kernel on every input in turn."""
-    return captured(
-        [lambda x=x: operator.forward(x, tables, COMPONENTS, relu=True, launch=launch)[0] for x in xs]  # type: ignore[misc]
-    )
+    return captured([lambda x=x: operator.forward(x, tables, COMPONENTS, relu=True, launch=launch)[0] for x in xs])
 
 
 def _alternatives(shape: Shape, item_size: int) -> dict[str, ForwardLaunch]:
@@ -137,13 +135,13 @@ def training_passes(section: Section, clock: Clock, device: str, shapes: Sequenc
         w, _ = training.expectation(x, centre, -table.abs(), table, constant)
         tables = [table, table, table, table, constant, table, table]
         candidates = {
-            "copy": captured([lambda x=x, out=out: out.copy_(x)]),  # type: ignore[misc]
+            "copy": captured([lambda x=x, out=out: out.copy_(x)]),
             "expectation": captured(
                 [lambda x=x, a=(centre, -table.abs(), table, constant): training.expectation(x, *a)]
-            ),  # type: ignore[misc]
-            "combine": captured([lambda x=x, a=(centre, w, table, table, out): training.combine(x, *a)]),  # type: ignore[misc]
-            "output sums": captured([lambda a=(grad, x, centre, w): training.output_sums(*a)]),  # type: ignore[misc]
-            "input gradient": captured([lambda a=(grad, x, centre, w, tables): training.input_gradient(*a)]),  # type: ignore[misc]
+            ),
+            "combine": captured([lambda x=x, a=(centre, w, table, table, out): training.combine(x, *a)]),
+            "output sums": captured([lambda a=(grad, x, centre, w): training.output_sums(*a)]),
+            "input gradient": captured([lambda a=(grad, x, centre, w, tables): training.input_gradient(*a)]),
         }
         times = medians(candidates, clock)
         row: dict[str, object] = {"network": shape.network, "x": shape.label}

@@ -86,14 +86,14 @@ def _row(
 ) -> dict[str, object]:
     form = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch, 3, network.size, network.size, device=device, dtype=dtype).to(memory_format=form)
-    cast = {name: _with_weights(model, dtype).to(memory_format=form) for name, model in models.items()}  # type: ignore[call-overload]
+    cast = {name: _with_weights(model, dtype).to(memory_format=form) for name, model in models.items()}
 
     def call(model: nn.Module) -> Tensor:
         with torch.no_grad():
             logits: Tensor = model(images)
         return logits
 
-    works = {name: (lambda model=model: call(model)) for name, model in cast.items()}  # type: ignore[misc]
+    works = {name: (lambda model=model: call(model)) for name, model in cast.items()}
     eager = medians(works, clock, rounds=9, least_ms=5.0)
     row: dict[str, object] = {
         "network": network.name,

@@ -40,7 +40,7 @@ def onnxruntime_cuda(section: Section, clock: Clock, device: str, *, tiny: bool)
                 binding = session.io_binding()
                 binding.bind_input("images", "cuda", 0, np.float32, tuple(images.shape), images.data_ptr())
                 binding.bind_output("logits", "cuda")
-                works[name] = lambda session=session, binding=binding: session.run_with_iobinding(binding)  # type: ignore[misc]
+                works[name] = lambda session=session, binding=binding: session.run_with_iobinding(binding)
             times = medians(works, clock, rounds=9, least_ms=5.0)
             row = {"network": network.name, "batch": batch, "cbn ms": times["cbn"], "bn ms": times["bn"]}
             section.rows.append(row | {"ratio": times["cbn"] / times["bn"]})

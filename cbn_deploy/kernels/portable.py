@@ -104,5 +104,6 @@ def compound_batch_norm(
     logits = mixture_logits(values, values.square(), density_tables(tau, mean, var, eps, centre), density_scale)
     posterior = torch.softmax(logits, dim=1)
     gain, offset = combination_tables(mean, var, scale, bias, eps, centre)
-    y = torch.addcmul(offset.t() @ posterior, values, gain.t() @ posterior)
-    return y.reshape(x.shape).to(x.dtype), posterior.reshape(x.shape[0], len(tau), *spatial)
+    # Shaped before the last operation: torch forbids to write (an in-place ReLU) into views that operators return.
+    y = torch.addcmul(*(t.reshape(x.shape) for t in (offset.t() @ posterior, values, gain.t() @ posterior)))
+    return y.to(x.dtype), posterior.reshape(x.shape[0], len(tau), *spatial)

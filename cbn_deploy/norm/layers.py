@@ -14,10 +14,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
 from cbn_deploy.norm import functional
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.initialization import initial_statistics, statistics_of_first_batch
-from cbn_deploy.norm.statistics import READINGS, MixtureStatistics
+from cbn_deploy.norm.statistics import READINGS, MixtureStatistics, TrainingStep
 
 __all__ = ["CompoundBatchNorm2d", "DualPathBatchNorm2d", "MixtureBatchNorm", "SplitBatchNorm2d", "split_path"]
 
@@ -67,45 +68,49 @@ class MixtureBatchNorm(nn.Module):
             f"density_scale={self.density_scale:.4g}, momentum={c.momentum}"
         )
 
+    @torch.no_grad()
     def posterior(self, x: Tensor) -> Tensor:
-        """Eq. (8) under the running statistics: (B, M, *spatial)."""
-        w = self._expectation(functional.centred_pixels(x, self._running_centre()))
-        return w.reshape(len(x), self.config.components, *x.shape[2:])
+        """Eq. (8) under the running statistics: (B, M, *spatial), without gradient."""
+        w: Tensor = torch.ops.cbn.compound_batch_norm_posterior(x, *self._constants())[1]
+        return w
 
     def _compound(self, x: Tensor) -> Tensor:
         if not self.training:
-            # Not the batch's own mean: what an image becomes must not depend on its neighbours, NaN ones least of all.
-            pixels = functional.centred_pixels(x, self._running_centre())
-            w, mean, var = self._expectation(pixels), self.running_mean, self.running_var
-        else:
-            if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
-                self._store(statistics_of_first_batch(x, self.config.components))
-            pixels = functional.centred_pixels(x)
-            w = self._expectation(pixels)
-            w = w if self.config.posterior_gradient else w.detach()
-            mean, var = self._learn(functional.weighted_moments(pixels, w), update_tau=True)
-        y = functional.compound_normalize(pixels, w, mean, var, self.weight, self.bias, self.config.eps)
-        return y.to(x.dtype)
+            frozen: Tensor = torch.ops.cbn.compound_batch_norm(x, *self._constants())
+            return frozen
+        if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
+            self._store(statistics_of_first_batch(x, self.config.components))
+        x, eps = x.contiguous(), self.config.eps  # once, not in every operator
+        w, centre, quadratic, linear, *moments = torch.ops.cbn.mixture_statistics(
+            x.detach(), *self.running, eps, self.density_scale
+        )
+        if not self.config.posterior_gradient:
+            quadratic, linear = torch.zeros_like(quadratic), torch.zeros_like(linear)
+        mean, var, inverse_mass, _ = self._learn(functional.Moments(*moments), update_tau=True)
+        y: Tensor = torch.ops.cbn.mixture_normalize(
+            x, w, centre, quadratic, linear, mean, var, inverse_mass, self.weight, self.bias, eps
+        )
+        return y
 
-    def _running_centre(self) -> Tensor:
-        return (self.running_tau[:, None] * self.running_mean).sum(0)
-
-    def _expectation(self, pixels: functional.CentredPixels) -> Tensor:
-        return functional.posterior(pixels, *self.running, self.config.eps, self.density_scale)
+    def _constants(self) -> tuple[Tensor | float, ...]:
+        """What the inference operators take beside x."""
+        return (*self.running, self.weight, self.bias, self.config.eps, self.density_scale)
 
     def _split(self, x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if len(groups) != len(x):
             raise ValueError(f"split_path was given {len(groups)} labels but the batch has {len(x)} images")
-        mean, var = self.running_mean, self.running_var
+        mean, var, inverse_mass = self.running_mean, self.running_var, torch.zeros_like(self.running_tau)
         if self.training:
-            mean, var = self._learn(functional.group_moments(x, groups, self.config.components), update_tau=False)
-        return functional.split_normalize(x, groups, mean, var, weight, bias, self.config.eps)
+            moments = functional.group_moments(x, groups, self.config.components)
+            mean, var, inverse_mass, _ = self._learn(moments, update_tau=False)
+        y: Tensor = torch.ops.cbn.split_normalize(x, groups, mean, var, inverse_mass, weight, bias, self.config.eps)
+        return y
 
-    def _learn(self, batch: functional.Moments, update_tau: bool) -> tuple[Tensor, Tensor]:
+    def _learn(self, batch: functional.Moments, update_tau: bool) -> TrainingStep:
         step = READINGS[self.config.statistics](self.running, batch, self.config.momentum, update_tau)
         self._store(step.running)
         self.num_batches_tracked = self.num_batches_tracked + 1
-        return step.mean, step.var
+        return step
 
     def _store(self, statistics: MixtureStatistics) -> None:
         # Rebinding, never writing in place: an earlier forward of the same step still holds the old tensors for its

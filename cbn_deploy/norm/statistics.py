@@ -1,9 +1,10 @@
 """Which statistics normalise a training batch, and what they leave behind: every reading of the paper, by name.
 
-A reading is a pure function of the running statistics and of this batch's :class:`Moments`. It returns the (mean, var)
-that normalise this batch and the running statistics for the next one. The posteriors always come from the running
-statistics of BEFORE the batch (Algorithm 2, line 2). ``momentum`` is torch's convention: the weight of the NEW value,
-1 - lambda of the paper.
+A reading is a pure function of the running statistics and of this batch's :class:`Moments`, and nothing in it carries
+gradient. It returns the (mean, var) that normalise this batch, whose gradient is the operators' affair
+(:mod:`cbn_deploy.kernels.training`), and the running statistics for the next one. The posteriors always come from the
+running statistics of BEFORE the batch (Algorithm 2, line 2). ``momentum`` is torch's convention: the weight of the NEW
+value, 1 - lambda of the paper.
 
 =================== ==================================================================================================
 name                normalises with
@@ -42,10 +43,18 @@ class MixtureStatistics(NamedTuple):
 
 
 class TrainingStep(NamedTuple):
-    """Outcome of a reading: ``mean`` and ``var`` (M, D) normalise this batch, ``running`` is what it leaves behind."""
+    """Outcome of a reading.
+
+    Attributes:
+        mean: (M, D), normalises this batch.
+        var: (M, D), likewise.
+        inverse_mass: (M,) 1 / mass of the components whose mean and var are this batch's own; 0 where they are not.
+        running: what the batch leaves behind.
+    """
 
     mean: Tensor
     var: Tensor
+    inverse_mass: Tensor
     running: MixtureStatistics
 
 
@@ -61,8 +70,7 @@ def _usable(batch: Moments) -> Tensor:
 def _updated(
     running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool, unbiased: bool
 ) -> MixtureStatistics:
-    """Eq. (13)-(15), out of place and without gradient; empty components and non-finite batches change nothing."""
-    batch = Moments(*(t.detach() for t in batch))
+    """Eq. (13)-(15), out of place; empty components and non-finite batches change nothing."""
     usable = _usable(batch)
     var = batch.var
     if unbiased:
@@ -81,23 +89,25 @@ def _updated(
 
 def batch_em(running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool) -> TrainingStep:
     """Normalise with this batch's moments, gradient through them; running variance unbiased, as torch's batch norm."""
-    enough = (batch.mass >= MIN_MASS)[:, None]
+    enough = batch.mass >= MIN_MASS
     return TrainingStep(
-        torch.where(enough, batch.mean, running.mean),
-        torch.where(enough, batch.var, running.var),
+        torch.where(enough[:, None], batch.mean, running.mean),
+        torch.where(enough[:, None], batch.var, running.var),
+        torch.where(enough, 1.0 / batch.mass, 0.0),
         _updated(running, batch, momentum, update_tau, unbiased=True),
     )
 
 
 def algorithm2(running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool) -> TrainingStep:
     """Normalise with what was known before this batch, then update (Algorithms 2 and 3 as printed)."""
-    return TrainingStep(running.mean, running.var, _updated(running, batch, momentum, update_tau, unbiased=False))
+    updated = _updated(running, batch, momentum, update_tau, unbiased=False)
+    return TrainingStep(running.mean, running.var, torch.zeros_like(batch.mass), updated)
 
 
 def update_then_read(running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool) -> TrainingStep:
     """Update first (Eq. 13-15), then normalise with the updated running statistics."""
     updated = _updated(running, batch, momentum, update_tau, unbiased=False)
-    return TrainingStep(updated.mean, updated.var, updated)
+    return TrainingStep(updated.mean, updated.var, torch.zeros_like(batch.mass), updated)
 
 
 READINGS: Mapping[str, Reading] = {

@@ -35,7 +35,7 @@ def keep_channels_last(model: onnx.ModelProto) -> int:
     """Replace the op's nodes between 8-bit channels-last tensors by their channels-last forms, in place.
 
     A node is replaced if its input is dequantised from the transposition of a channels-last uint8 tensor, its residual
-    is dequantised from a uint8 tensor, it has no posterior, and all that reads it quantises it to uint8 in the same way.
+    is dequantised from a uint8 tensor, it has no posterior, and all that reads it quantises it to uint8 alike.
 
     Args:
         model: as onnxruntime optimised it.
@@ -87,9 +87,11 @@ class _Rewriting:
         elif _is(node, "QuantizeLinear") and node.input[0] in self._quantized:
             self._twins[node.output[0]] = self._quantized[node.input[0]]
             return [_transpose(self._quantized[node.input[0]], node.output[0], _TO_PLANAR)]
-        elif is_op(node) and self._fits(node):
-            self.replaced += 1
-            return self._replace(node)
+        elif is_op(node) and self._can_read(node):
+            written = self._written(node)
+            if written is not None:
+                self.replaced += 1
+                return self._replace(node, written)
         return [node]
 
     def _visit_transpose(self, node: NodeProto) -> Iterable[NodeProto]:
@@ -121,7 +123,7 @@ class _Rewriting:
         quanta = {self._quantum(reader) if _is(reader, "QuantizeLinear") else None for reader in readers}
         return quanta.pop() if len(quanta) == 1 and value not in self._outputs else None
 
-    def _fits(self, node: NodeProto) -> bool:
+    def _can_read(self, node: NodeProto) -> bool:
         mean = self._constants.get(node.input[-1])
         if mean is None or len(mean.dims) != 2 or mean.dims[1] % _CHANNELS or any(node.output[1:]):
             return False
@@ -129,9 +131,9 @@ class _Rewriting:
         if x is None or x[0] not in self._twins:
             return False
         # A residual without a twin gets one; the shapes are the same, so it has four axes as well.
-        return not (has_residual(node) and node.input[1] not in self._dequantized) and self._written(node) is not None
+        return not has_residual(node) or node.input[1] in self._dequantized
 
-    def _replace(self, node: NodeProto) -> Iterable[NodeProto]:
+    def _replace(self, node: NodeProto, written: _Quantum) -> Iterable[NodeProto]:
         inputs, attributes = list(node.input), kept_attributes(node)
         names = ["x", "residual"] if has_residual(node) else ["x"]
         for i, name in enumerate(names):
@@ -141,8 +143,6 @@ class _Rewriting:
                 yield _transpose(planar, self._twins[planar], _TO_CHANNELS_LAST)
             inputs[i] = self._twins[planar]
             attributes += _attributes(name, quantum)
-        written = self._written(node)
-        assert written is not None  # _fits has asked
         result = f"{node.output[0]}_channels_last"
         self._quantized[node.output[0]] = result
         replacement = helper.make_node(node.op_type, inputs, [result], name=node.name, domain=CHANNELS_LAST_OP_DOMAIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +224,17 @@ def test_without_the_onnx_package_the_model_still_runs_fused(
         info = session.describe()
         assert (info.kernel_path, info.block) == ("fused", None)
         assert np.isfinite(session.run(np.zeros((1, 3, 32, 32), np.float32)).logits).all()
+
+
+def test_sixteen_sessions_open_and_run_at_once(content: bytes) -> None:
+    expected = planar_answers(content, IMAGES)[0]
+
+    def life(_: int) -> list[NDArray[np.float32]]:
+        session, block = blocked_session(content, options)
+        assert block == block_channels()
+        return [session.run(None, {"images": IMAGES})[0] for _ in range(5)]
+
+    with ThreadPoolExecutor(16) as pool:
+        for answers in pool.map(life, range(16)):
+            for answer in answers:
+                np.testing.assert_allclose(answer, expected, **tolerance("runtime float32"))

@@ -65,6 +65,54 @@ CBN_EXPORT void cbn_layer_destroy(cbn_layer* layer);
 CBN_EXPORT const char* cbn_layer_forward(const cbn_layer* layer, const cbn_tensors* tensors, int64_t begin,
                                          int64_t end);
 
+/* One pass of a training step over the pixels (training_kernel.h says what each computes): 0 expectation, 1 combine,
+ * 2 sums of the output's gradient, 3 gradient of the input. Contiguous float32: x, grad and result (images, channels,
+ * pixels), posterior (images, components, pixels), table (channels, row), constant (components), sums
+ * (cbn_training_chunks, length); what a pass does not use is NULL. */
+typedef struct cbn_training {
+    int32_t step;
+    int32_t components; /* 1 to 8 */
+    int64_t channels;
+    int64_t images;
+    int64_t pixels;
+    const float* table;
+    const float* constant;
+    const float* x;
+    const float* grad;
+    float* posterior;
+    float* result;
+    float* sums;
+} cbn_training;
+
+/* Calls body(data) in `threads` threads, among them the calling one, and returns when all have: the signature of
+ * GOMP_parallel, through which the caller's OpenMP runtime lends its threads. */
+typedef void (*cbn_parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+/* Rows of `sums`: depends on nothing but the sizes, and so does what is computed. */
+CBN_EXPORT int64_t cbn_training_chunks(int64_t images, int64_t pixels);
+
+/* instruction_set as in cbn_layer_create. parallel may be NULL: the calling thread does everything. */
+CBN_EXPORT const char* cbn_training_run(const cbn_training* arguments, const char* instruction_set,
+                                        cbn_parallel parallel, int32_t threads);
+
+/* One pass of a split-path training step over planes (plane_kernel.h says what each computes): 0 moments, 1 sums of the
+ * output's gradient, 2 affine. Contiguous float32: x, grad and result (planes, pixels), table (planes, 4), sums
+ * (planes, 2); what a pass does not use is NULL. */
+typedef struct cbn_planes {
+    int32_t step;
+    int64_t planes;
+    int64_t pixels;
+    const float* table;
+    const float* x;
+    const float* grad;
+    float* result;
+    float* sums;
+} cbn_planes;
+
+/* As cbn_training_run. */
+CBN_EXPORT const char* cbn_planes_run(const cbn_planes* arguments, const char* instruction_set, cbn_parallel parallel,
+                                      int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

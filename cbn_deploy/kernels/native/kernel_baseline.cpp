@@ -2,5 +2,7 @@
 #define CBN_VECTOR_BYTES 16
 #define CBN_REGISTERS 16
 #define CBN_KERNELS kBaselineKernels
+#define CBN_TRAINING_KERNELS kBaselineTrainingKernels
+#define CBN_PLANE_KERNELS kBaselinePlaneKernels
 #define CBN_NAME "baseline"
 #include "kernels.inc"

@@ -83,7 +83,8 @@ class LaunchContract:
     """How to launch a kernel: ``grid = ceil(pixel_count / block_pixels)``, one-dimensional, and nothing else to set up.
 
     ``pixel_count`` is images * ``pixels``; ``pixels`` the product of the spatial axes; ``tables`` what
-    :mod:`cbn_deploy.kernels.triton.tables` describes. No scratch memory; no parameter follows the last. Y may be x.
+    :mod:`cbn_deploy.kernels.triton.tables` describes. No scratch memory; no parameter follows the last.
+    y must not overlap x or residual.
 
     Attributes:
         entry: name of the PTX's entry point.

@@ -103,10 +103,11 @@ def forward_launch(
     padded = _next_power_of_two(channels)
     resident = padded <= WIDEST_RESIDENT
     if resident:
-        # Numbers a thread holds: what one softmax costs is shared by more elements, but registers are finite.
-        held = (64 if vector == 8 else 32) // (2 if components > 8 else 1)
+        # Numbers a thread holds: what one softmax costs is shared by more elements, but registers are finite; single
+        # elements take an address each.
+        held = (64 if vector == 8 else 32 if vector > 1 else 16) // (2 if components > 8 else 1)
         warps = 4 if padded <= 128 else 8
-        block_channels = max(padded // 4, min(padded, 64 if channels_last else 4))
+        block_channels = max(padded // 4, min(padded, 32 if channels_last else 4))
         # A piece has one sum a component.
         most = LARGEST_PIECE * 32 * warps // block_channels
         block_pixels = min(LARGEST_BLOCK_PIXELS, most, held * 32 * warps // padded)
@@ -114,13 +115,11 @@ def forward_launch(
         warps, block_pixels = 8, 32
         block_channels = 64 if components <= 8 else 32
     smallest = 16 if not resident else 4 if channels_last else max(4, vector)
-    while (
-        pixel_count is not None
-        and -(-pixel_count // block_pixels) < ENOUGH_PROGRAMS
-        and block_pixels > smallest
-        and warps > 1
-    ):
-        block_pixels, warps = block_pixels // 2, warps // 2
+    while pixel_count is not None and -(-pixel_count // block_pixels) < ENOUGH_PROGRAMS and block_pixels > smallest:
+        block_pixels //= 2
+        # With no more threads than channels in a piece, Triton would load the tables in another layout than X.
+        if 32 * (warps // 2) > block_channels:
+            warps //= 2
     return ForwardLaunch(
         vector=vector,
         block_channels=block_channels,

@@ -11,6 +11,7 @@ from torch import Tensor
 from cbn_deploy.kernels.memory_format import dense, empty_like_dense, is_channels_last
 from cbn_deploy.kernels.triton.inference import forward_kernel
 from cbn_deploy.kernels.triton.launch import ForwardLaunch, forward_launch, tables_size
+from cbn_deploy.kernels.triton.start import MOST_PIXELS, start
 from cbn_deploy.kernels.triton.tables import tables_kernel
 
 __all__ = ["compound_batch_norm", "forward", "layer_tables"]
@@ -24,16 +25,17 @@ def layer_tables(
     sources = [table.to(torch.float32).contiguous() for table in (tau, mean, var, scale, bias)]
     tables = sources[0].new_empty(tables_size(components, channels))
     block = min(1024, triton.next_power_of_2(channels))
-    tables_kernel[(components,)](
+    start(
+        tables_kernel,
+        (components,),
         *sources,
         channels,
         eps,
         density_scale,
         tables,
+        warps=4,
         COMPONENTS=components,
         BLOCK=block,
-        num_warps=4,
-        enable_fp_fusion=True,
     )
     return tables
 
@@ -71,6 +73,8 @@ def forward(
     pixel_count = x.shape[0] * pixels
     if pixel_count == 0:
         return y, posterior
+    if pixel_count > MOST_PIXELS:
+        raise ValueError(f"expected at most {MOST_PIXELS} pixels in a batch, got {pixel_count}")
     launch = launch or forward_launch(
         components=components,
         channels=channels,
@@ -79,7 +83,9 @@ def forward(
         channels_last=channels_last,
         pixel_count=pixel_count,
     )
-    forward_kernel[(launch.programs(pixel_count),)](
+    start(
+        forward_kernel,
+        (launch.programs(pixel_count),),
         x,
         residual,
         tables,
@@ -88,14 +94,13 @@ def forward(
         pixels,
         y,
         posterior,
+        warps=launch.warps,
         COMPONENTS=components,
         CHANNELS_LAST=channels_last,
         RESIDUAL=residual is not None,
         RELU=relu,
         POSTERIOR=with_posterior,
         **launch.constants(),
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
     )
     return y, posterior
 

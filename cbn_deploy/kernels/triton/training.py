@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cbn_deploy.kernels.triton.launch import TrainingLaunch, training_launch
+from cbn_deploy.kernels.triton.start import MOST_PIXELS, start
 from cbn_deploy.kernels.triton.training_kernels import (
     combine_kernel,
     expectation_kernel,
@@ -38,7 +39,9 @@ def expectation(
     programs = launch.looping_programs(sizes[0])
     masses = w.new_empty((programs, components))
     partial = w.new_empty((programs, components, 2, channels)) if moments else None
-    expectation_kernel[(programs,)](
+    start(
+        expectation_kernel,
+        (programs,),
         x,
         *(table.contiguous() for table in (centre, quadratic, linear, constant)),
         *sizes,
@@ -52,8 +55,7 @@ def expectation(
         CHUNKS=launch.chunks,
         FOLD=launch.fold,
         MOMENTS=moments,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        warps=launch.warps,
     )
     sums = _weighted_sums(None, x, centre, w) if partial is None else partial.sum(0)
     return w, (masses.sum(0), sums[:, 0].contiguous(), sums[:, 1].contiguous())
@@ -62,7 +64,9 @@ def expectation(
 def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out`` = y, y_d = c_d sum_j gain_jd w_j + sum_j offset_jd w_j."""
     launch, sizes = _cut(x, len(gain), by_channel=True, tensors=2)
-    combine_kernel[(launch.programs(sizes[0]), launch.chunks)](
+    start(
+        combine_kernel,
+        (launch.programs(sizes[0]), launch.chunks),
         x,
         *(table.contiguous() for table in (centre, w, gain, offset)),
         *sizes,
@@ -71,8 +75,7 @@ def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, 
         VECTOR=launch.vector,
         BLOCK_D=launch.block_channels,
         BLOCK_P=launch.block_pixels,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        warps=launch.warps,
     )
 
 
@@ -100,7 +103,9 @@ def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: S
     gain, offset, curvature, slope, constant, quadratic, linear = tables
     launch, sizes = _cut(x, len(gain), tensors=2)
     result = torch.empty_like(x)
-    input_gradient_kernel[(launch.programs(sizes[0]),)](
+    start(
+        input_gradient_kernel,
+        (launch.programs(sizes[0]),),
         grad,
         x,
         centre.contiguous(),
@@ -114,8 +119,7 @@ def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: S
         BLOCK_D=launch.block_channels,
         BLOCK_P=launch.block_pixels,
         CHUNKS=launch.chunks,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        warps=launch.warps,
     )
     return result
 
@@ -126,7 +130,9 @@ def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) ->
     launch, sizes = _cut(x, components, by_channel=True)
     splits = launch.looping_programs(sizes[0])
     partial = w.new_empty((splits, components, 2, x.shape[1]))
-    weighted_sums_kernel[(splits, launch.chunks)](
+    start(
+        weighted_sums_kernel,
+        (splits, launch.chunks),
         x if grad is None else grad,
         x,
         centre.contiguous(),
@@ -139,8 +145,7 @@ def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) ->
         BLOCK_P=launch.block_pixels,
         FOLD=launch.fold,
         GRADIENT=grad is not None,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        warps=launch.warps,
     )
     return partial.sum(0)
 
@@ -149,6 +154,8 @@ def _cut(
     x: Tensor, components: int, *, by_channel: bool = False, tensors: int = 1
 ) -> tuple[TrainingLaunch, tuple[int, int, int]]:
     images, channels, pixels = x.shape
+    if images * pixels > MOST_PIXELS:
+        raise ValueError(f"expected at most {MOST_PIXELS} pixels in a batch, got {images * pixels}")
     launch = training_launch(
         components=components,
         channels=channels,

@@ -1,4 +1,4 @@
-"""The native library on 8-bit channels-last tensors: the float64 formula, rounded once, within the numbers of a byte."""
+"""The native library on 8-bit channels-last tensors: the float64 formula, rounded once to the numbers of a byte."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,12 +93,21 @@ def test_the_ptx_says_nothing_of_the_machine_that_made_it() -> None:
     assert ".loc" not in ptx
 
 
-def test_the_assembler_takes_the_ptx(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"channels": 256, "pixels": 784},
+        {"channels": 512, "pixels": 784, "channels_last": True},
+        {"channels": 512, "pixels": 49, "channels_last": True, "images": 64},
+        {"channels": 2048, "pixels": 49},
+    ],
+)
+def test_the_assembler_takes_the_ptx_without_a_spill(layer: dict[str, Any], tmp_path: Path) -> None:
     triton = pytest.importorskip("triton")
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     if not assembler.exists():
         pytest.skip("this Triton carries no ptxas")
-    kernel = compile_kernel(layer_spec(dtype="bfloat16", components=4, channels=256, pixels=784, relu=True))
+    kernel = compile_kernel(layer_spec(dtype="bfloat16", components=4, relu=True, **layer))
     path = write_kernel(kernel, tmp_path)
     for capability in ("sm_80", "sm_90"):
         done = subprocess.run(

@@ -359,3 +359,18 @@ def test_state_survives_a_round_trip_after_training() -> None:
     module.eval(), other.eval()
     x = images(2, 5, 3, 3, seed=9)
     assert torch.equal(module(x), other(x))
+
+
+def test_a_compiled_layer_trains_alike() -> None:
+    """Running statistics are rebound, not written in place: the compiler must see that as well."""
+    eager, compiled_layer = layer(components=2, features=4).float(), layer(components=2, features=4).float()
+    compiled = torch.compile(compiled_layer, backend="aot_eager", fullgraph=True)
+    for step in range(3):
+        x = images(3, 4, 3, 3, seed=step).float()
+        for module in (eager, compiled):
+            module(x).square().sum().backward()
+    torch.testing.assert_close(compiled_layer.weight.grad, eager.weight.grad, **tolerance("float32 training"))
+    for name, table in tables(eager).items():
+        assert_allclose(tables(compiled_layer)[name], table, **tolerance("float32 training"))
+    eager.eval(), compiled.eval()
+    torch.testing.assert_close(compiled(x), eager(x), **tolerance("float32 training"))

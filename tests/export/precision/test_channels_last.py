@@ -127,6 +127,11 @@ def optimized(content: bytes, folder: Path) -> onnx.ModelProto:
     return onnx.load(made.optimized_model_filepath)
 
 
+def nearly_equal(found: NDArray[np.float32], planar: NDArray[np.float32]) -> None:
+    largest = np.abs(planar).max()
+    np.testing.assert_allclose(found / largest, planar / largest, **tolerance("rounding ties"))
+
+
 def replaced(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.domain == CHANNELS_LAST_OP_DOMAIN]
 
@@ -142,7 +147,7 @@ def test_answers_differ_by_rounding_ties_only(name: str, tmp_path: Path) -> None
     onnx.checker.check_model(model)
     session, _ = blocked_session(content, options)
     (now,), (planar,) = session.run(None, {"images": FEED}), planar_answers(content, FEED)
-    np.testing.assert_allclose(now / np.abs(planar).max(), planar / np.abs(planar).max(), **tolerance("rounding ties"))
+    nearly_equal(now, planar)
 
 
 def test_a_node_whose_posterior_is_asked_for_stays(tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_without_the_blocked_layout_8_bit_tensors_are_still_kept(
     assert block is None
     planar = planar_answers(four_layers, FEED)[0]
     now = session.run(None, {"images": FEED})[0]
-    np.testing.assert_allclose(now / np.abs(planar).max(), planar / np.abs(planar).max(), **tolerance("rounding ties"))
+    nearly_equal(now, planar)
 
 
 @pytest.mark.parametrize("attribute", ["x_zero", "y_zero", "x_scale", "y_scale"])
@@ -268,6 +273,4 @@ def test_an_exported_network_names_the_same_digits(int8: ExportResult, tmp_path:
         found = session.run(images).logits
     planar = planar_answers(content, images)[0]
     np.testing.assert_array_equal(found.argmax(1), planar.argmax(1))
-    np.testing.assert_allclose(
-        found / np.abs(planar).max(), planar / np.abs(planar).max(), **tolerance("rounding ties")
-    )
+    nearly_equal(found, planar)

@@ -15,6 +15,8 @@ from cbn_deploy.kernels.triton import operator
 from cbn_deploy.kernels.triton.launch import ForwardLaunch, forward_launch
 from cbn_deploy.native_library import BFLOAT16, FLOAT16, FLOAT32
 from export.op import ADD_RELU, FORMS, PLAIN, TABLES, OpForm
+from export.rounding import OpTables
+from export.tensorrt.pack_tables import packed_tables
 from tests.cbn_deploy.kernels.test_native_library import check, stored_case
 from tests.export.op_cases import UNIT, Case, random_case
 from tests.reference.tolerances import TOLERANCES, Tolerance
@@ -152,6 +154,18 @@ def test_a_dead_component_gets_exactly_nothing(form: OpForm) -> None:
     y, posterior = run(case, form)
     assert (posterior[:, 0] == 0).all()
     check(case, form, [y, posterior])
+
+
+@settings(max_examples=5, deadline=None, phases=PHASES)
+@given(case=CASES)
+def test_tables_made_by_the_exporter_do_as_well(case: Case) -> None:
+    # What the TensorRT plugin's kernel is given, made in float64.
+    tables = OpTables(**case.tables, epsilon=case.epsilon, density_scale=case.density_scale)
+    packed = torch.from_numpy(packed_tables(tables))
+    x = torch.from_numpy(case.x)
+    y, posterior = operator.forward(x, packed, len(tables.tau), relu=False, with_posterior=True)
+    assert posterior is not None
+    check(case, PLAIN, [y.numpy(), posterior.numpy()])
 
 
 def test_priors_count_up_to_a_common_factor() -> None:

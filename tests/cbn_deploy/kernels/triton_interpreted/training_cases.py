@@ -5,6 +5,7 @@ Run by test_triton.py in a process of its own: TRITON_INTERPRET must be set befo
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cbn_deploy.kernels import training as operators
 from cbn_deploy.kernels.triton import training
+from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig
 from tests.reference import mixture_float64
 from tests.reference.tolerances import TOLERANCES
 
@@ -149,3 +152,22 @@ def test_sums_are_the_same_in_every_run() -> None:
     once, again = (training.output_sums(batch.grad, batch.x, batch.centre, batch.w) for _ in range(2))
     for left, right in zip(once, again, strict=True):
         assert torch.equal(left, right)
+
+
+def test_a_layer_trains_over_these_passes_as_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = CompoundBatchNorm2d(12, NormConfig(components=3)).train()
+    x, grad = torch.randn(4, 12, 5, 5), torch.randn(4, 12, 5, 5)
+
+    def step(dtype: torch.dtype) -> list[Tensor]:
+        copied, pixels = copy.deepcopy(layer).to(dtype), x.to(dtype).requires_grad_()
+        y = copied(pixels)
+        gradients = torch.autograd.grad(y, [pixels, copied.weight, copied.bias], grad.to(dtype))
+        return [y.detach(), *gradients, copied.running.mean, copied.running.var]
+
+    expected = step(torch.float64)
+    used = []
+    monkeypatch.setattr(operators, "_passes", lambda *_: used.append(1) or training)
+    for actual, exact in zip(step(torch.float32), expected, strict=True):
+        close(actual, exact)
+    assert len(used) == 3
