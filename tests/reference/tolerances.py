@@ -29,9 +29,9 @@ TOLERANCES: dict[str, Tolerance] = {
     "runtime float32": Tolerance(1e-5, 1e-5, "a mean of 64 float32 pixels times 10, and a softmax over three colours"),
     "rounding ties": Tolerance(
         0.0,
-        1e-2,
-        "of the largest logit: float32 sums in another order turn the rounding of a few 8-bit activations in a million "
-        "by one step; 3e-3 is the most seen, in 32 layers on noise",
+        3e-2,
+        "of the largest logit: float32 sums in another order turn a few 8-bit activations in a million by one step; of "
+        "200 digits through 20 layers 6 differ at all, by 1.1e-2 at most",
     ),
     "runtime model": Tolerance(1e-4, 1e-4, "the export's own limit: a float32 network of 20 layers, frozen or not"),
     "served probability": Tolerance(

@@ -272,5 +272,7 @@ def test_an_exported_network_names_the_same_digits(int8: ExportResult, tmp_path:
     with open_session(int8.path, threads=2) as session:
         found = session.run(images).logits
     planar = planar_answers(content, images)[0]
+    # A tie is rare, and what it changes goes through the layers after it.
+    assert (found == planar).all(1).mean() > 0.9
     np.testing.assert_array_equal(found.argmax(1), planar.argmax(1))
     nearly_equal(found, planar)
