@@ -20,13 +20,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = [
-    "tests/export/test_native_op.py",
-    "tests/export/test_blocked_layout.py",
-    "tests/export/precision/test_channels_last.py",
-    "-k",
-    "not exported",
-]
+NAMES = ("test_native_op", "test_cuda_op", "test_blocked_layout", "precision/test_channels_last")
+TESTS = [f"tests/export/{name}.py" for name in NAMES]
 CHECK = """
 import onnxruntime
 from cbn_deploy.native_library import native_library
@@ -44,7 +39,7 @@ def main() -> None:
             found = subprocess.run(
                 [str(python), "-c", CHECK], env=settings, check=True, stdout=subprocess.PIPE, text=True
             ).stdout.strip()
-            command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+            command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", "not exported"]
             done = subprocess.run(command, cwd=ROOT, env=settings, check=False)
         if done.returncode:
             sys.exit(f"onnxruntime {found}: failed")

@@ -48,7 +48,7 @@ def serve(
         typer.Argument(metavar="MODEL.onnx ...", help="Model files; NAME=PATH serves one under a name of its own."),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="auto, onnxruntime, openvino, torch or tensorrt. Default: auto.")
+        str | None, typer.Option(help="auto, onnxruntime, onnxruntime-cuda, openvino, torch or tensorrt.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. Default: 8000.")] = None,

@@ -12,7 +12,7 @@ from cbn_deploy.runtime.session import Session
 
 __all__ = ["RUNTIMES", "RuntimeName", "available_cpus", "open_session"]
 
-RuntimeName = Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"]
+RuntimeName = Literal["auto", "onnxruntime", "onnxruntime-cuda", "openvino", "torch", "tensorrt"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 _SUFFIXES: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".pt": "torch", ".engine": "tensorrt"}
@@ -20,6 +20,7 @@ _SUFFIXES: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".pt": "torch", ".e
 # engine needs, as that depends on what built it.
 _PACKAGES: dict[RuntimeName, tuple[str, str]] = {
     "onnxruntime": ("onnxruntime", "cpu"),
+    "onnxruntime-cuda": ("onnxruntime", "gpu"),
     "openvino": ("openvino", "openvino"),
     "torch": ("torch", "train"),
 }
@@ -29,8 +30,8 @@ def open_session(path: Path | str, runtime: RuntimeName = "auto", threads: int |
     """Load a model file into a :class:`Session`.
 
     Args:
-        path: ``model.onnx`` (runtimes "onnxruntime" and "openvino"), ``model.pt`` (runtime "torch") or
-            ``model.engine`` (runtime "tensorrt", also for an engine of TensorRT-RTX).
+        path: ``model.onnx`` (runtimes "onnxruntime", "onnxruntime-cuda" and "openvino"), ``model.pt`` (runtime "torch")
+            or ``model.engine`` (runtime "tensorrt", also for an engine of TensorRT-RTX).
         runtime: "auto" picks by the file's suffix: ``.onnx`` onnxruntime, ``.pt`` torch, ``.engine`` tensorrt.
         threads: threads that share one run. ``None``: :func:`available_cpus` of them; for torch, whose thread count is
             one setting of the whole process, torch's own setting is left alone.
@@ -76,6 +77,10 @@ def _opener(runtime: RuntimeName) -> Callable[[Path, int | None], Session]:
             from cbn_deploy.runtime.onnxruntime_session import OnnxRuntimeSession
 
             return OnnxRuntimeSession
+        if runtime == "onnxruntime-cuda":
+            from cbn_deploy.runtime.onnxruntime_cuda_session import OnnxRuntimeCudaSession
+
+            return OnnxRuntimeCudaSession
         if runtime == "openvino":
             from cbn_deploy.runtime.openvino_session import OpenVinoSession
 

@@ -17,7 +17,7 @@ from cbn_deploy.runtime.onnx_file import read_onnx_file
 from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
 from cbn_deploy.runtime.signature import INPUT, TensorSignature, check_signature, to_prediction
 
-__all__ = ["OnnxRuntimeSession"]
+__all__ = ["OnnxRuntimeSession", "session_options", "signatures"]
 
 
 class OnnxRuntimeSession(Session):
@@ -38,7 +38,7 @@ class OnnxRuntimeSession(Session):
         self._instruction_set = None if library is None else library.instruction_set
         session, self._block = _load(file.path, file.content, self._threads, library)
         check_signature(
-            file.path, file.description, _signatures(session.get_inputs()), _signatures(session.get_outputs())
+            file.path, file.description, signatures(session.get_inputs()), signatures(session.get_outputs())
         )
         self._outputs: list[str] = [output.name for output in session.get_outputs()]
         self._session: Any | None = session
@@ -70,15 +70,16 @@ class OnnxRuntimeSession(Session):
 def _load(path: Path, content: bytes, threads: int, library: NativeLibrary | None) -> tuple[Any, int | None]:
     try:
         if library is None:
-            options = _options(threads, None)
+            options = session_options(threads, None)
             return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]), None
-        return _load_fused(content, lambda: _options(threads, library))
+        return _load_fused(content, lambda: session_options(threads, library))
     except Exception as error:  # onnxruntime's exceptions share no public base class
         reason = " ".join(str(error).split())
         raise ModelFileError(f"onnxruntime cannot load {path}: {reason}") from error
 
 
-def _options(threads: int, library: NativeLibrary | None) -> Any:
+def session_options(threads: int, library: NativeLibrary | None) -> Any:
+    """SessionOptions for ``threads`` threads, with the kernels of ``library``."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -98,8 +99,12 @@ def _load_fused(content: bytes, make_options: Callable[[], Any]) -> tuple[Any, i
     return blocked_session(content, make_options)
 
 
-def _signatures(values: list[Any]) -> dict[str, TensorSignature]:
-    """``values``: onnxruntime's NodeArgs; dimensions are integers where fixed, names or None where dynamic."""
+def signatures(values: list[Any]) -> dict[str, TensorSignature]:
+    """What a model says of its inputs or outputs.
+
+    Args:
+        values: onnxruntime's NodeArgs; dimensions are integers where fixed, names or None where dynamic.
+    """
     return {
         value.name: TensorSignature(
             is_float32=value.type == "tensor(float)",

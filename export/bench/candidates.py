@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -243,10 +242,6 @@ def _cuda(make: Callable[[torch.nn.Module], tuple[Run, DeviceClock]], path: str)
     return build
 
 
-def _ort_cuda(network: Network, workspace: _Workspace) -> Built:
-    return Built(gpu.onnxruntime_on_cuda(workspace.onnx_file(network)), onnxruntime.__version__, "portable")
-
-
 def _tensorrt(*, flat: bool) -> Callable[[Network, _Workspace], Built]:
     def build(network: Network, workspace: _Workspace) -> Built:
         session = gpu.engine(workspace.onnx_file(network, flat=flat), workspace.largest_batch)
@@ -320,7 +315,16 @@ RUNTIMES: Mapping[str, Runtime] = {
     "cuda-graphs": Runtime(
         title="PyTorch in CUDA graphs", build=_cuda(gpu.graphs_on_cuda, "eager"), missing=gpu.why_no_cuda
     ),
-    "ort-cuda": Runtime(title="ONNX Runtime on CUDA, portable", build=_ort_cuda, missing=gpu.why_no_onnxruntime_cuda),
+    "ort-cuda": Runtime(
+        title="ONNX Runtime on CUDA", build=_session("onnxruntime-cuda"), missing=gpu.why_no_onnxruntime_cuda
+    ),
+    "ort-cuda-portable": Runtime(
+        title="ONNX Runtime on CUDA, portable",
+        build=_session("onnxruntime-cuda", flat=True),
+        missing=gpu.why_no_onnxruntime_cuda,
+        networks=("cbn",),
+        twin="ort-cuda",
+    ),
     "tensorrt": Runtime(title="TensorRT", build=_tensorrt(flat=False), missing=gpu.why_no_tensorrt),
     "trt-portable": Runtime(
         title="TensorRT, portable",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbn_deploy.benchmark import DeviceClock
-from cbn_deploy.errors import CbnError, RuntimeUnavailableError
+from cbn_deploy.errors import CbnError
 from cbn_deploy.runtime.tensorrt_session import TensorRtSession
 from export.bench.compiler import quiet_compilation
 
@@ -28,7 +28,6 @@ __all__ = [
     "eager_on_cuda",
     "engine",
     "graphs_on_cuda",
-    "onnxruntime_on_cuda",
     "tf32_off",
     "why_no_cuda",
     "why_no_onnxruntime_cuda",
@@ -114,20 +113,6 @@ def graphs_on_cuda(module: nn.Module) -> tuple[Run, DeviceClock]:
         return logits
 
     return _on_cuda(call)
-
-
-def onnxruntime_on_cuda(path: Path) -> Run:
-    """An exported file in onnxruntime's CUDA provider; the op's body runs, there is no kernel of ours for it."""
-    provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
-    session = onnxruntime.InferenceSession(str(path), providers=[provider, "CPUExecutionProvider"])
-    if session.get_providers()[0] != provider[0]:
-        raise RuntimeUnavailableError("onnxruntime could not start its CUDA provider; its log says why.")
-
-    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
-        return logits
-
-    return run
 
 
 def engine(path: Path, largest: int) -> TensorRtSession:

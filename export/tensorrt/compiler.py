@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,7 +40,7 @@ def load_compiler() -> CompileLayer:
         RuntimeUnavailableError: Triton is not installed.
     """
     try:
-        from cbn_deploy.kernels.triton.ahead_of_time import compile_kernel, layer_spec
+        from cbn_deploy.kernels.triton.ahead_of_time import compile_kernel, layer_spec, named_by_spec
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"The plugin's kernels are compiled by Triton, which is not installed ({error}); install it with: "
@@ -73,13 +71,6 @@ def load_compiler() -> CompileLayer:
             posterior=posterior,
             images=images,
         )
-        return _named_by_spec(compiled(spec))
+        return named_by_spec(compiled(spec))
 
     return compile_layer
-
-
-def _named_by_spec(kernel: CompiledKernel) -> CompiledKernel:
-    """The kernel under a name of its own: an engine holds many, and Triton calls all of them alike."""
-    name = kernel.contract.spec.name
-    ptx = re.sub(rf"\b{kernel.contract.entry}\b", name, kernel.ptx)
-    return dataclasses.replace(kernel, ptx=ptx, contract=dataclasses.replace(kernel.contract, entry=name))

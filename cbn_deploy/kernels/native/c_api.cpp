@@ -2,6 +2,7 @@
 
 #include <new>
 
+#include "cuda_registry.h"
 #include "forward.h"
 #include "instruction_set.h"
 #include "tables.h"
@@ -101,6 +102,29 @@ const char* cbn_layer_forward(const cbn_layer* layer, const cbn_tensors* tensors
         cbn::forward(*layer->kernels, layer->tables.view(), whole, begin, end);
     } catch (const std::bad_alloc&) {
         return kNoMemory;
+    }
+    return nullptr;
+}
+
+const char* cbn_cuda_register_kernel(const cbn_cuda_kernel* kernel) {
+    if (!kernel || !kernel->entry || !kernel->ptx) return "The kernel, its entry point or its PTX is missing.";
+    if (!*kernel->entry || !*kernel->ptx) return "The kernel's entry point and PTX must not be empty.";
+    if (!is_known(kernel->type)) return "The kernel must be for float32 (1), float16 (10) or bfloat16 (16).";
+    if (kernel->residual && !kernel->relu) return "No form of the op adds a residual without the activation.";
+    if (kernel->components < 1 || kernel->components > cbn::kMaxComponents)
+        return "A kernel must be for 1 to 256 components.";
+    if (kernel->most_channels < 1 || kernel->vector < 1 || kernel->block_pixels < 1)
+        return "The kernel's channels, vector and block of pixels must be at least 1.";
+    if (kernel->threads < 1 || kernel->threads > 1024) return "A kernel must have 1 to 1024 threads a block.";
+    if (kernel->shared_bytes < 0) return "The kernel's shared memory must not be negative.";
+    try {
+        const cuda::KernelKind kind{static_cast<cbn::DataType>(kernel->type), kernel->residual != 0, kernel->relu != 0,
+                                    kernel->components};
+        cuda::add_kernel({kind, kernel->posterior != 0, kernel->most_channels, kernel->full != 0, kernel->vector,
+                          kernel->block_pixels, static_cast<unsigned>(kernel->threads),
+                          static_cast<unsigned>(kernel->shared_bytes), kernel->entry, kernel->ptx});
+    } catch (const std::bad_alloc&) {
+        return "There is not enough memory for the kernel.";
     }
     return nullptr;
 }

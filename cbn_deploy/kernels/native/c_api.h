@@ -113,6 +113,30 @@ typedef struct cbn_planes {
 CBN_EXPORT const char* cbn_planes_run(const cbn_planes* arguments, const char* instruction_set, cbn_parallel parallel,
                                       int32_t threads);
 
+/* A compiled CUDA kernel of the layer and how to launch it (docs/gpu.md, "PTX and its launch contract"), for contiguous
+ * (images, D, pixels) tensors. type as in cbn_tensors; residual, relu, posterior and full are 0 or 1.
+ * most_channels: D is at most this; exactly this if full. vector divides the pixels of an image. A grid has
+ * ceil(images * pixels / block_pixels) blocks of `threads` threads and shared_bytes of dynamic shared memory. */
+typedef struct cbn_cuda_kernel {
+    int32_t type;
+    int32_t residual;
+    int32_t relu;
+    int32_t posterior;
+    int32_t full;
+    int32_t components;
+    int32_t most_channels;
+    int32_t vector;
+    int32_t block_pixels;
+    int32_t threads;
+    int32_t shared_bytes;
+    const char* entry;
+    const char* ptx;
+} cbn_cuda_kernel;
+
+/* Makes the kernel known to the op's nodes that onnxruntime creates from now on; the texts are copied. One with the same
+ * use (all numbers but threads and shared_bytes) is replaced. Needs no GPU. */
+CBN_EXPORT const char* cbn_cuda_register_kernel(const cbn_cuda_kernel* kernel);
+
 #ifdef __cplusplus
 }
 #endif

@@ -25,7 +25,7 @@ constexpr uint32_t kApiVersion = 17;
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, kBfloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
-enum MemoryType : int { kDefaultMemory = 0 };
+enum MemoryType : int { kCpuInput = -2, kDefaultMemory = 0 };  // OrtMemTypeCPUInput: in the host's memory
 
 using Table = void* const;
 
@@ -56,6 +56,7 @@ using KernelContextGetInput = Slot<90, OrtStatus*(const OrtKernelContext*, size_
 using KernelContextGetOutput = Slot<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)>;
 using ReleaseStatus = Slot<93, void(OrtStatus*)>;
 using ReleaseTensorTypeAndShapeInfo = Slot<99, void(OrtTensorTypeAndShapeInfo*)>;
+using KernelContextGetGpuComputeStream = Slot<193, OrtStatus*(const OrtKernelContext*, void**)>;
 using KernelInfoGetConstantInput = Slot<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>;
 using ShapeInferGetInput = Slot<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>;
 using ShapeInferSetOutput =

@@ -19,6 +19,7 @@ struct Form {
 
     size_t first_table() const { return residual ? 2 : 1; }
     size_t inputs() const { return first_table() + 5; }
+    size_t channel_axis(size_t rank) const { return layout == Layout::kChannelsLast ? rank - 1 : 1; }
     size_t outputs() const { return layout == Layout::kChannelsLast ? 1 : 2; }
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "c_api.h"
+#include "ort_cuda.h"
 #include "ort_op.h"
 #include "ort_tensors.h"
 
@@ -46,7 +47,11 @@ OrtStatus* make_domain(Table* api, const Family& family, Domain* made) {
         {"CompoundBatchNormalizationAddRelu", true, true, family.layout},
     };
     for (const Form& form : forms)
-        for (ElementType type : family.types) made->ops.push_back(make_op(form, type, api));
+        for (ElementType type : family.types) {
+            made->ops.push_back(make_op(form, type, api));
+            // Always beside the CPU's: an op that only another provider had would hide the body of the function.
+            if (family.layout == Layout::kPlanar) made->ops.push_back(make_cuda_op(form, type, api));
+        }
     CBN_TRY(CreateCustomOpDomain::call(api, family.domain, &made->domain));
     for (const Op& op : made->ops) CBN_TRY(CustomOpDomainAdd::call(api, made->domain, &op));
     return nullptr;

@@ -256,10 +256,10 @@ def test_every_way_to_run_on_a_gpu_agrees(checkpoint_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_rows_are_skipped_with_the_reason(checkpoint_path):
     gpu = tuple(name for name in RUNTIMES if name.startswith(("cuda", "ort-cuda", "tensorrt", "trt")))
-    assert len(gpu) == 6
+    assert len(gpu) == 7
     report = bench_checkpoint(checkpoint_path, BenchOptions(runtimes=("eager", *gpu), batch_sizes=(1,), rounds=1))
     skipped = [candidate for candidate in report.candidates if candidate.status == "skipped"]
-    assert len(skipped) == 11
+    assert len(skipped) == 12
     assert all(candidate.reason for candidate in skipped)
     lines = text_of(report, width=400).splitlines()
     assert sum(line.startswith("skipped ") for line in lines) == len({candidate.reason for candidate in skipped}) == 3

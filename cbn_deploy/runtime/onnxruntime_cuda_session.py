@@ -1,0 +1,143 @@
+"""Run ``model.onnx`` with onnxruntime's CUDA provider on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from cbn_deploy.cuda_kernels import register_folder, register_kernel
+from cbn_deploy.errors import InputError, ModelFileError, RuntimeUnavailableError
+from cbn_deploy.native_library import OP_DOMAIN, NativeLibrary, native_library
+from cbn_deploy.runtime.factory import available_cpus
+from cbn_deploy.runtime.onnx_file import OnnxFile, read_onnx_file
+from cbn_deploy.runtime.onnxruntime_session import session_options, signatures
+from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
+from cbn_deploy.runtime.signature import INPUT, check_signature, to_prediction
+
+__all__ = ["OnnxRuntimeCudaSession"]
+
+_PROVIDER = "CUDAExecutionProvider"
+# Float32 convolutions stay float32, as in every other runtime.
+_PROVIDERS: list[str | tuple[str, dict[str, str]]] = [(_PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"]
+_log = logging.getLogger(__name__)
+
+
+class OnnxRuntimeCudaSession(Session):
+    """An ONNX file on the first visible CUDA device; ``threads`` threads run what onnxruntime leaves to the CPU.
+
+    The op's nodes run in the native library where there are compiled kernels for them: those of the folder
+    ``CBN_CUDA_KERNELS``, or, where that is not set, what torch and Triton compile here. Without any they run as their
+    body of standard ops, on the GPU as well, and a warning says why.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
+        RuntimeUnavailableError: this onnxruntime has no CUDA provider, or it does not start.
+        SettingsError: ``CBN_CUDA_KERNELS`` is not a folder of compiled kernels.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        _check_provider()
+        file = read_onnx_file(path)
+        self.description = file.description
+        self._file = file.path.name
+        self._threads = threads or available_cpus()
+        session, self._fused = _load(file, self._threads)
+        check_signature(
+            file.path, file.description, signatures(session.get_inputs()), signatures(session.get_outputs())
+        )
+        self._outputs: list[str] = [output.name for output in session.get_outputs()]
+        self._session: Any | None = session
+
+    def _run(self, images: NDArray[np.float32]) -> Prediction:
+        session = self._session  # one read: close() may come between
+        if session is None:
+            raise InputError("The session is closed; open the model again.")
+        return to_prediction(dict(zip(self._outputs, session.run(self._outputs, {INPUT: images}), strict=True)))
+
+    def describe(self) -> SessionInfo:
+        """The kernel path is "fused" if the native library runs the op, "portable" if its standard-ops body does."""
+        return SessionInfo(
+            runtime="onnxruntime",
+            version=onnxruntime.__version__,
+            kernel_path="fused" if self._fused else "portable",
+            threads=self._threads,
+            device="cuda",
+            file=self._file,
+        )
+
+    def close(self) -> None:
+        """Release the model; runs that are under way finish."""
+        self._session = None
+
+
+def _check_provider() -> None:
+    if _PROVIDER not in onnxruntime.get_available_providers():
+        raise RuntimeUnavailableError(
+            "This onnxruntime has no CUDA provider; run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu."
+        )
+
+
+def _load(file: OnnxFile, threads: int) -> tuple[Any, bool]:
+    library = native_library() if OP_DOMAIN in file.domains else None
+    if library is not None and _register_kernels(library, file.content):
+        try:
+            return _open(file.content, session_options(threads, library)), True
+        except RuntimeUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no public base class
+            _runs_portably(error)
+    try:
+        return _open(file.content, session_options(threads, None)), False
+    except RuntimeUnavailableError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"onnxruntime cannot load {file.path}: {reason}") from error
+
+
+def _open(content: bytes, options: Any) -> Any:
+    needed = "it needs an NVIDIA GPU, and the driver, CUDA and cuDNN that this onnxruntime was built for"
+    try:
+        # Left alone, onnxruntime prints what is wrong and goes on with the CPU, when a model is loaded or at any run.
+        session = onnxruntime.InferenceSession(content, options, providers=_PROVIDERS, enable_fallback=0)
+        session.disable_fallback()
+    except (RuntimeError, ValueError) as error:  # the provider's; what is wrong with a model has other exceptions
+        reason = " ".join(str(error).split())
+        raise RuntimeUnavailableError(f"onnxruntime's CUDA provider does not start; {needed} ({reason}).") from error
+    if _PROVIDER not in session.get_providers():
+        raise RuntimeUnavailableError(f"onnxruntime's CUDA provider does not start; {needed}.")
+    return session
+
+
+def _register_kernels(library: NativeLibrary, content: bytes) -> bool:
+    """Whether the library now has kernels to try."""
+    folder = os.environ.get("CBN_CUDA_KERNELS", "")
+    if folder:
+        register_folder(library, Path(folder))
+        return True
+    try:
+        from cbn_deploy.kernels.triton.model_kernels import compile_for_model
+    except ImportError as error:
+        _runs_portably(
+            f"{error}; install torch, Triton and onnx, or compile its kernels elsewhere with python -m "
+            "cbn_deploy.kernels.triton.model_kernels and give their folder in CBN_CUDA_KERNELS"
+        )
+        return False
+    try:
+        kernels = compile_for_model(content)
+    except Exception as error:  # noqa: BLE001 - whatever Triton raises, the body of the op still runs
+        _runs_portably(error)
+        return False
+    for kernel in kernels:
+        register_kernel(library, kernel.contract.to_json(), kernel.ptx)
+    return True
+
+
+def _runs_portably(reason: object) -> None:
+    _log.warning("The layer runs portably on the GPU, which is slower: %s.", " ".join(str(reason).split()).rstrip("."))
