@@ -27,20 +27,28 @@ __all__ = [
     "FLOAT32",
     "MAX_COMPONENTS",
     "OP_DOMAIN",
+    "UINT8",
     "NativeLayer",
     "NativeLibrary",
+    "Quantum",
     "native_library",
 ]
 
 # The domain in which the library registers the op with onnxruntime.
 OP_DOMAIN = "cbn"
 # ONNX's numbers of the types that the kernels store.
-FLOAT32, FLOAT16, BFLOAT16 = 1, 10, 16
+FLOAT32, UINT8, FLOAT16, BFLOAT16 = 1, 2, 10, 16
 # More components than this have no kernel.
 MAX_COMPONENTS = 256
 
 _FILE_NAMES = {"darwin": "libcbn.dylib", "win32": "cbn.dll"}
 _log = logging.getLogger(__name__)
+
+
+class Quantum(ctypes.Structure):
+    """What an 8-bit number n stands for, ``scale * (n - zero)``; ``cbn_quantum`` of c_api.h."""
+
+    _fields_ = (("scale", ctypes.c_float), ("zero", ctypes.c_int32))
 
 
 class _Tensors(ctypes.Structure):
@@ -56,6 +64,7 @@ class _Tensors(ctypes.Structure):
         ("y", ctypes.c_void_p),
         ("posterior", ctypes.c_void_p),
         ("block", ctypes.c_int64),
+        ("quanta", Quantum * 3),
     )
 
 
@@ -136,11 +145,14 @@ class NativeLayer:
         begin: int = 0,
         end: int | None = None,
         block: int = 0,
+        quanta: tuple[Quantum, Quantum, Quantum] = (Quantum(), Quantum(), Quantum()),
     ) -> None:
         """Compute the pixels ``begin <= n < end`` of ``images * pixels`` in the calling thread, without the GIL.
 
         Args:
-            data_type: :data:`FLOAT32`, :data:`FLOAT16` or :data:`BFLOAT16`.
+            data_type: :data:`FLOAT32`, :data:`FLOAT16`, :data:`BFLOAT16`, or :data:`UINT8`, for which ``x``,
+                ``residual`` and ``y`` are (B, P, D), D a multiple of the instruction set's 4, 8 or 16 lanes, and there
+                is no posterior.
             images: B.
             pixels: P.
             x: address of the contiguous input (B, D, P).
@@ -152,11 +164,12 @@ class NativeLayer:
             end: one after the last; ``None``: all.
             block: 0, or 8 or 16: ``x``, ``residual`` and ``y`` are float32 (B, ceil(D / block), P, block), the channels
                 beyond D zero.
+            quanta: what the numbers of ``x``, ``residual`` and ``y`` stand for; read for :data:`UINT8` only.
 
         Raises:
-            ValueError: a wrong type, range or block, or a closed layer.
+            ValueError: a wrong type, range, block or quantum, or a closed layer.
         """
-        tensors = _Tensors(data_type, relu, images, pixels, x, residual, y, posterior, block)
+        tensors = _Tensors(data_type, relu, images, pixels, x, residual, y, posterior, block, (Quantum * 3)(*quanta))
         stop = images * pixels if end is None else end
         _check(self._functions.cbn_layer_forward(self._layer, ctypes.byref(tensors), begin, stop))
 

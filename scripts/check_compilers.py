@@ -18,7 +18,8 @@ from check_sanitizers import NATIVE, checkout, tests_in
 
 TESTS = [
     *("tests/cbn_deploy/kernels/test_native_library.py", "tests/cbn_deploy/kernels/test_native_training.py"),
-    *("tests/cbn_deploy/kernels/test_split_training.py", "tests/export/test_native_op.py"),
+    *("tests/cbn_deploy/kernels/test_split_training.py", "tests/cbn_deploy/kernels/test_native_uint8.py"),
+    *("tests/export/test_native_op.py", "tests/export/precision/test_channels_last.py"),
     *("tests/export/test_cuda_op.py", "-k", "not exported"),
 ]
 

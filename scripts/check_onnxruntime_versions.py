@@ -20,7 +20,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = [f"tests/export/test_{name}.py" for name in ("native_op", "cuda_op", "blocked_layout")]
+NAMES = ("test_native_op", "test_cuda_op", "test_blocked_layout", "precision/test_channels_last")
+TESTS = [f"tests/export/{name}.py" for name in NAMES]
 CHECK = """
 import onnxruntime
 from cbn_deploy.native_library import native_library

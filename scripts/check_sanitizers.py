@@ -37,7 +37,8 @@ RUNS = (
         {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
         [
             *("tests/cbn_deploy/kernels/test_native_library.py", "tests/cbn_deploy/kernels/test_native_training.py"),
-            *("tests/cbn_deploy/kernels/test_split_training.py", "tests/export/test_native_op.py"),
+            *("tests/cbn_deploy/kernels/test_split_training.py", "tests/cbn_deploy/kernels/test_native_uint8.py"),
+            *("tests/export/test_native_op.py", "tests/export/precision/test_channels_last.py"),
             *("tests/export/test_cuda_op.py", "-k", "not exported"),
         ],
     ),
@@ -47,8 +48,9 @@ RUNS = (
         {"TSAN_OPTIONS": "halt_on_error=1:suppressions=suppressions.txt"},
         [
             *("tests/cbn_deploy/kernels/test_native_library.py", "tests/cbn_deploy/kernels/test_native_training.py"),
+            "tests/cbn_deploy/kernels/test_native_uint8.py",
             # Not the threads that torch lends: how its OpenMP runtime waits for them is hidden from the sanitizer.
-            *("-k", "(threads or cutting) and not number_of_threads"),
+            *("-k", "(threads or cut) and not number_of_threads"),
         ],
     ),
 )

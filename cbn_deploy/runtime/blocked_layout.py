@@ -21,54 +21,54 @@ import onnx
 import onnxruntime
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
-from cbn_deploy.native_library import OP_DOMAIN
+from cbn_deploy.runtime.channels_last import keep_channels_last
+from cbn_deploy.runtime.native_forms import has_residual, is_op, kept_attributes, needed_nodes
 
 __all__ = ["BLOCKED_OP_DOMAIN", "block_channels", "blocked_session", "keep_blocked"]
 
 BLOCKED_OP_DOMAIN = "cbn.nchwc"
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
-_FORMS = {
-    "CompoundBatchNormalization": 0,
-    "CompoundBatchNormalizationRelu": 0,
-    "CompoundBatchNormalizationAddRelu": 1,
-}
-_KEPT_ATTRIBUTES = ("epsilon", "density_scale")
 # What onnxruntime's blocked pooling knows.
 _POOLING_ATTRIBUTES = {"auto_pad", "kernel_shape", "dilations", "strides", "pads", "ceil_mode"}
+# How far answers may lie apart, of the largest: sums in another order, and 8-bit numbers that these round otherwise.
+_ROUNDING, _TIES = 1e-2, 5e-2
 _log = logging.getLogger(__name__)
 
 
 def blocked_session(content: bytes, make_options: Callable[[], Any]) -> tuple[Any, int | None]:
-    """Open a model whose nodes of the op run in the native library, in onnxruntime's blocked layout where it has one.
+    """Open a model whose nodes of the op run in the native library, in onnxruntime's own layouts where that can be.
 
     Args:
         content: a serialized ModelProto.
         make_options: onnxruntime SessionOptions with the library of the op registered, new ones at every call.
 
     Returns:
-        The InferenceSession, and the channels of a block; ``None``: tensors are reordered around the op's nodes,
-        because this onnxruntime has no blocked layout or no node can use it.
+        The InferenceSession, and the channels of a block; ``None``: no node of the op is in the blocked layout, because
+        this onnxruntime has none or no node can use it.
 
     Raises:
         Exception: onnxruntime cannot load the model.
     """
-    block = block_channels()
-    if block is None:
-        return _open(content, make_options()), None
     planar, model = _optimized(content, make_options)
-    if model is None or not keep_blocked(model, block):
+    if model is None:
+        return planar, None
+    block = block_channels()
+    if block is not None and not keep_blocked(model, block):
+        block = None
+    quantized = keep_channels_last(model)
+    if block is None and not quantized:
         return planar, None
     options = make_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # done already
     try:
-        blocked = _open(model.SerializeToString(), options)
+        rewritten = _open(model.SerializeToString(), options)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no public base class
         _not_used(error)
         return planar, None
-    if not _same_answers(planar, blocked):
+    if not _same_answers(planar, rewritten, _TIES if quantized else _ROUNDING):
         _not_used("this onnxruntime's does not give the same answers")
         return planar, None
-    return blocked, block
+    return rewritten, block
 
 
 def _optimized(content: bytes, make_options: Callable[[], Any]) -> tuple[Any, onnx.ModelProto | None]:
@@ -93,16 +93,16 @@ def _open(content: bytes, options: Any) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _same_answers(planar: Any, blocked: Any) -> bool:
+def _same_answers(planar: Any, rewritten: Any, limit: float) -> bool:
     """On one batch of noise: a layout that is not the one we know gives nonsense, not rounding errors."""
     rng = np.random.default_rng(0)
     feeds = {
         value.name: rng.normal(size=[size if isinstance(size, int) else 1 for size in value.shape]).astype(np.float32)
         for value in planar.get_inputs()
     }
-    for expected, found in zip(planar.run(None, feeds), blocked.run(None, feeds), strict=True):
+    for expected, found in zip(planar.run(None, feeds), rewritten.run(None, feeds), strict=True):
         largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=1e-6))
-        if not np.allclose(expected, found, rtol=0.0, atol=1e-2 * largest, equal_nan=True):
+        if not np.allclose(expected, found, rtol=0.0, atol=limit * largest, equal_nan=True):
             return False
     return True
 
@@ -176,7 +176,7 @@ class _Rewriting:
             for i, name in enumerate(node.input):
                 node.input[i] = self._renamed.get(name, name)
             nodes += self._visit(node)
-        return _needed(nodes, {output.name for output in self._graph.output})
+        return needed_nodes(nodes, {output.name for output in self._graph.output})
 
     def _visit(self, node: NodeProto) -> Iterable[NodeProto]:
         if _is_reorder(node, "ReorderOutput"):
@@ -203,7 +203,7 @@ class _Rewriting:
         return known and self._channels.get(node.input[0], 1) % self._block == 0
 
     def _can_be_blocked(self, node: NodeProto) -> bool:
-        if node.domain != OP_DOMAIN or node.op_type not in _FORMS or node.input[0] not in self._blocked:
+        if not is_op(node) or node.input[0] not in self._blocked:
             return False
         shape = self._shapes.get(node.input[-1], ())
         return len(shape) == 2 and shape[1] % self._block == 0
@@ -211,14 +211,13 @@ class _Rewriting:
     def _replace_op(self, node: NodeProto) -> Iterable[NodeProto]:
         inputs = list(node.input)
         self._channels[inputs[0]] = self._shapes[inputs[-1]][1]
-        if _FORMS[node.op_type] and inputs[1] not in self._blocked:
+        if has_residual(node) and inputs[1] not in self._blocked:
             residual = inputs[1]
             self._blocked[residual] = f"{residual}_blocked"
             yield helper.make_node(
                 "ReorderInput", [residual], [self._blocked[residual]], domain=_BLOCKED_DOMAIN, channels_last=0
             )
-        attributes = [attribute for attribute in node.attribute if attribute.name in _KEPT_ATTRIBUTES]
-        attributes.append(helper.make_attribute("block", self._block))
+        attributes = [*kept_attributes(node), helper.make_attribute("block", self._block)]
         yield from self._replace(node, BLOCKED_OP_DOMAIN, attributes, inputs)
 
     def _replace(
@@ -251,14 +250,3 @@ def _is_reorder(node: NodeProto, op_type: str) -> bool:
     if node.domain != _BLOCKED_DOMAIN or node.op_type != op_type:
         return False
     return not any(attribute.name == "channels_last" and attribute.i for attribute in node.attribute)
-
-
-def _needed(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
-    """The nodes that something reads, in order."""
-    wanted = set(outputs)
-    kept: list[NodeProto] = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]

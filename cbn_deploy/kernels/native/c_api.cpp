@@ -19,10 +19,33 @@ const char* const kNoMemory = "There is not enough memory for the layer.";
 bool is_known(int32_t type) {
     switch (static_cast<cbn::DataType>(type)) {
         case cbn::DataType::kFloat32:
+        case cbn::DataType::kUint8:
         case cbn::DataType::kFloat16:
         case cbn::DataType::kBfloat16: return true;
     }
     return false;
+}
+
+cbn::Quantum quantum(const cbn_quantum& given) { return {given.scale, given.zero}; }
+
+// What is wrong with 8-bit tensors; null: nothing.
+const char* quantized_refusal(const cbn_layer& layer, const cbn_tensors& tensors) {
+    if (tensors.block || tensors.posterior) return "Tensors of type uint8 have neither blocks nor a posterior.";
+    if (!cbn::takes_channels_last(*layer.kernels, layer.tables.channels))
+        return "The channels of tensors of type uint8 must be a multiple of 4, 8 or 16, as the instruction set can read.";
+    if (!cbn::is_valid(quantum(tensors.x_quantum)) || !cbn::is_valid(quantum(tensors.y_quantum)) ||
+        (tensors.residual && !cbn::is_valid(quantum(tensors.residual_quantum))))
+        return "Tensors of type uint8 need scales above zero and zero points from 0 to 255.";
+    return nullptr;
+}
+
+// What is wrong with the tensors' layout; null: nothing.
+const char* layout_refusal(const cbn_layer& layer, const cbn_tensors& tensors) {
+    const auto type = static_cast<cbn::DataType>(tensors.type);
+    if (type == cbn::DataType::kUint8) return quantized_refusal(layer, tensors);
+    if (tensors.block && (type != cbn::DataType::kFloat32 || !cbn::takes_block(*layer.kernels, tensors.block)))
+        return "Blocked tensors must be float32, in blocks of 8 or 16 channels that the instruction set can read.";
+    return nullptr;
 }
 
 }  // namespace
@@ -56,18 +79,25 @@ void cbn_layer_destroy(cbn_layer* layer) { delete layer; }
 
 const char* cbn_layer_forward(const cbn_layer* layer, const cbn_tensors* tensors, int64_t begin, int64_t end) {
     if (!layer || !tensors) return "The layer or the tensors are missing.";
-    if (!is_known(tensors->type)) return "The tensors must be float32 (1), float16 (10) or bfloat16 (16).";
+    if (!is_known(tensors->type)) return "The tensors must be float32 (1), uint8 (2), float16 (10) or bfloat16 (16).";
     if (tensors->images < 0 || tensors->pixels < 0) return "The numbers of images and pixels must not be negative.";
     if (begin < 0 || begin > end || end > tensors->images * tensors->pixels)
         return "The range of pixels must lie within the tensor.";
     if (begin == end) return nullptr;
     if (!tensors->x || !tensors->y) return "The input or the output tensor is missing.";
-    if (tensors->block && (tensors->type != static_cast<int32_t>(cbn::DataType::kFloat32) ||
-                           !cbn::takes_block(*layer->kernels, tensors->block)))
-        return "Blocked tensors must be float32, in blocks of 8 or 16 channels that the instruction set can read.";
-    const cbn::Tensors whole{static_cast<cbn::DataType>(tensors->type), tensors->images, tensors->pixels, tensors->x,
-                             tensors->residual, tensors->y, tensors->posterior, tensors->relu != 0,
-                             static_cast<int>(tensors->block)};
+    if (const char* reason = layout_refusal(*layer, *tensors)) return reason;
+    const cbn::Tensors whole{static_cast<cbn::DataType>(tensors->type),
+                             tensors->images,
+                             tensors->pixels,
+                             tensors->x,
+                             tensors->residual,
+                             tensors->y,
+                             tensors->posterior,
+                             tensors->relu != 0,
+                             static_cast<int>(tensors->block),
+                             quantum(tensors->x_quantum),
+                             quantum(tensors->residual_quantum),
+                             quantum(tensors->y_quantum)};
     try {
         cbn::forward(*layer->kernels, layer->tables.view(), whole, begin, end);
     } catch (const std::bad_alloc&) {

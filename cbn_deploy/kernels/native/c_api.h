@@ -20,9 +20,17 @@ extern "C" {
 /* One layer's constants. */
 typedef struct cbn_layer cbn_layer;
 
+/* What an 8-bit number n stands for: scale * (n - zero). */
+typedef struct cbn_quantum {
+    float scale;  /* above zero and finite */
+    int32_t zero; /* 0 to 255 */
+} cbn_quantum;
+
 /* Contiguous tensors: x, residual and y (images, D, pixels); posterior (images, M, pixels), float32.
- * type: 1 float32, 10 float16, 16 bfloat16 (ONNX's numbers). residual and posterior may be NULL. y may be x.
- * block: 0, or 8 or 16 for float32 tensors in blocks of that many channels, (images, ceil(D / block), pixels, block). */
+ * type: 1 float32, 2 uint8, 10 float16, 16 bfloat16 (ONNX's numbers). residual and posterior may be NULL. y may be x.
+ * block: 0, or 8 or 16 for float32 tensors in blocks of that many channels, (images, ceil(D / block), pixels, block).
+ * uint8: x, residual and y are (images, pixels, D), D a multiple of 4 (baseline), 8 (avx2) or 16 (avx512), and stand for
+ * the numbers that their quanta say; y is rounded to nearest, ties to even, and saturates; there is no posterior. */
 typedef struct cbn_tensors {
     int32_t type;
     int32_t relu;
@@ -33,6 +41,7 @@ typedef struct cbn_tensors {
     void* y;
     float* posterior;
     int64_t block;
+    cbn_quantum x_quantum, residual_quantum, y_quantum; /* read for uint8 only */
 } cbn_tensors;
 
 /* Version of the library: that of the package it was built with. */

@@ -24,6 +24,7 @@ const char* name_of(cbn::DataType type) {
         case cbn::DataType::kFloat32: return "float32";
         case cbn::DataType::kFloat16: return "float16";
         case cbn::DataType::kBfloat16: return "bfloat16";
+        case cbn::DataType::kUint8: break;  // no kernel on a GPU
     }
     return "an unknown type";
 }

@@ -1,10 +1,9 @@
 #include "forward.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "half.h"
+#include "scratch.h"
 
 namespace cbn {
 
@@ -14,16 +13,6 @@ namespace {
 constexpr int kTilePixels = 64;
 // Channel values times components below which a range is not worth a thread: some microseconds of work.
 constexpr int64_t kRangeWork = 1 << 15;
-
-struct AlignedDelete {
-    void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
-};
-using Scratch = std::unique_ptr<float[], AlignedDelete>;
-
-Scratch make_scratch(int64_t values) {
-    void* memory = ::operator new[](static_cast<size_t>(values) * sizeof(float), std::align_val_t(64));
-    return Scratch(static_cast<float*>(memory));
-}
 
 // A run of neighbouring pixels of one image, and where in the tile they go.
 struct Run {
@@ -213,6 +202,7 @@ void forward(const Kernels& kernels, const TableView& tables, const Tensors& ten
     if (begin >= end) return;
     if (tensors.block) return forward_blocked(kernels, tables, tensors, begin, end);
     switch (tensors.type) {
+        case DataType::kUint8: return forward_quantized(kernels, tables, tensors, begin, end);
         case DataType::kFloat16: return PackedTiles<Float16Format>(kernels, tables, tensors).forward(begin, end);
         case DataType::kBfloat16: return PackedTiles<Bfloat16Format>(kernels, tables, tensors).forward(begin, end);
         case DataType::kFloat32:

@@ -50,6 +50,12 @@ struct BlockedTile {
     bool relu;
 };
 
+// What an 8-bit number n stands for: scale * (n - zero). scale is above zero, zero one of 0 to 255.
+struct Quantum {
+    float scale;
+    int32_t zero;
+};
+
 // More components than these have no kernel: their logits are kept on the stack.
 constexpr int kMaxComponents = 256;
 
@@ -62,6 +68,9 @@ struct Kernels {
     void (*widen_bfloat16)(const uint16_t* stored, float* values, int count);
     void (*narrow_float16)(const float* values, uint16_t* stored, int count);
     void (*narrow_bfloat16)(const float* values, uint16_t* stored, int count);
+    void (*widen_uint8)(const uint8_t* stored, float* values, int count, Quantum quantum);
+    // To nearest, ties to even; what is out of range becomes the nearest that is not, NaN becomes quantum.zero.
+    void (*narrow_uint8)(const float* values, uint8_t* stored, int count, Quantum quantum);
 };
 
 extern const Kernels kBaselineKernels;

@@ -23,7 +23,7 @@ namespace ort {
 constexpr uint32_t kApiVersion = 17;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kUndefined = 0, kFloat = 1, kFloat16 = 10, kBfloat16 = 16 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, kBfloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum MemoryType : int { kCpuInput = -2, kDefaultMemory = 0 };  // OrtMemTypeCPUInput: in the host's memory
 

@@ -37,7 +37,7 @@ void destroy_kernel(void* kernel) { delete static_cast<CudaKernel*>(kernel); }
 OrtStatus* compute_checked(const CudaKernel& kernel, OrtKernelContext* context) {
     Tensor x, residual{kUndefined, {}, nullptr};
     CBN_TRY(read_data(kernel, context, kernel.on_gpu->channels(), &x, &residual));
-    cuda::Tensors tensors{x.shape[0], pixels_of(x), x.data, residual.data, nullptr, nullptr};
+    cuda::Tensors tensors{x.shape[0], pixels_of(kernel, x), x.data, residual.data, nullptr, nullptr};
     CBN_TRY(make_outputs(kernel, context, x.shape, kernel.on_gpu->components(), &tensors.y, &tensors.posterior));
     if (tensors.images * tensors.pixels == 0) return nullptr;
     void* stream = nullptr;

@@ -2,30 +2,26 @@
 
 namespace ort {
 
-namespace {
-
-OrtStatus* read_attribute(Table* api, const OrtKernelInfo* info, const Form& form, const char* name, float* value) {
+OrtStatus* read_attribute(const OrtKernelInfo* info, const Layer& layer, const char* name, float* value) {
     float given = 0.0f;
-    if (!failed(api, KernelInfoGetAttributeFloat::call(api, info, name, &given))) {
+    if (!failed(layer.api, KernelInfoGetAttributeFloat::call(layer.api, info, name, &given))) {
         *value = given;
         return nullptr;
     }
     // Absent, or of another type; absent means the default.
     int64_t integer = 0;
-    if (!failed(api, KernelInfoGetAttributeInt::call(api, info, name, &integer)))
-        return invalid(api, form, std::string("the attribute ") + name + " must be a float.");
+    if (!failed(layer.api, KernelInfoGetAttributeInt::call(layer.api, info, name, &integer)))
+        return invalid(layer.api, layer.form, std::string("the attribute ") + name + " must be a float.");
     return nullptr;
 }
-
-}  // namespace
 
 OrtStatus* invalid(Table* api, const Form& form, const std::string& what) {
     return CreateStatus::call(api, kInvalidArgument, (std::string(form.name) + ": " + what).c_str());
 }
 
 OrtStatus* read_attributes(const OrtKernelInfo* info, Layer* layer) {
-    CBN_TRY(read_attribute(layer->api, info, layer->form, "epsilon", &layer->epsilon));
-    return read_attribute(layer->api, info, layer->form, "density_scale", &layer->density_scale);
+    CBN_TRY(read_attribute(info, *layer, "epsilon", &layer->epsilon));
+    return read_attribute(info, *layer, "density_scale", &layer->density_scale);
 }
 
 OrtStatus* tables_from(const Layer& layer, const Tensor (&inputs)[5], std::unique_ptr<const cbn::Tables>* tables) {
@@ -87,18 +83,21 @@ OrtStatus* make_outputs(const Layer& layer, OrtKernelContext* context, const std
 OrtStatus* read_data(const Layer& layer, const OrtKernelContext* context, int64_t channels, Tensor* x,
                      Tensor* residual) {
     CBN_TRY(read_input(layer, context, 0, x));
-    if (x->shape.size() < 2 || x->shape[1] != channels)
+    if (x->shape.size() < 2 || x->shape[layer.form.channel_axis(x->shape.size())] != channels)
         return invalid(layer.api, layer.form,
-                       "X must have shape (B, D, *spatial) with D = " + std::to_string(channels) + ".");
+                       std::string("X must have shape ") +
+                           (layer.form.layout == Layout::kChannelsLast ? "(B, *spatial, D)" : "(B, D, *spatial)") +
+                           " with D = " + std::to_string(channels) + ".");
     if (!layer.form.residual) return nullptr;
     CBN_TRY(read_input(layer, context, 1, residual));
     if (residual->shape != x->shape) return invalid(layer.api, layer.form, "residual must have X's shape.");
     return nullptr;
 }
 
-int64_t pixels_of(const Tensor& x) {
+int64_t pixels_of(const Layer& layer, const Tensor& x) {
     int64_t pixels = 1;
-    for (size_t axis = 2; axis < x.shape.size(); ++axis) pixels *= x.shape[axis];
+    for (size_t axis = 1; axis < x.shape.size(); ++axis)
+        if (axis != layer.form.channel_axis(x.shape.size())) pixels *= x.shape[axis];
     return pixels;
 }
 

@@ -34,6 +34,9 @@ OrtStatus* guarded(Table* api, const Form& form, Function function) {
     }
 }
 
+// Leaves `value` as it is if the node does not have the attribute.
+OrtStatus* read_attribute(const OrtKernelInfo* info, const Layer& layer, const char* name, float* value);
+
 // Sets epsilon and density_scale.
 OrtStatus* read_attributes(const OrtKernelInfo* info, Layer* layer);
 
@@ -58,6 +61,6 @@ OrtStatus* make_outputs(const Layer& layer, OrtKernelContext* context, const std
 OrtStatus* read_data(const Layer& layer, const OrtKernelContext* context, int64_t channels, Tensor* x, Tensor* residual);
 
 // Product of the spatial axes.
-int64_t pixels_of(const Tensor& x);
+int64_t pixels_of(const Layer& layer, const Tensor& x);
 
 }  // namespace ort

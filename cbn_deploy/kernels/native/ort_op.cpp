@@ -19,7 +19,8 @@ constexpr int64_t kMaxRanges = 16;
 
 struct Kernel : Layer {
     cbn::DataType type;
-    int block = 0;  // 0: planar tensors
+    int block = 0;                                              // of a blocked form
+    cbn::Quantum x_quantum{}, residual_quantum{}, y_quantum{};  // of an 8-bit form
     const cbn::Kernels* kernels = nullptr;
     std::unique_ptr<const cbn::Tables> constant_tables;  // null: the tables are computed by the graph
 };
@@ -29,6 +30,33 @@ OrtStatus* read_block(Table* api, const OrtKernelInfo* info, const cbn::Kernels&
     if (failed(api, KernelInfoGetAttributeInt::call(api, info, "block", &given)) || !cbn::takes_block(kernels, given))
         return invalid(api, form, "the attribute block must be 8 or 16, a multiple of the instruction set's vectors.");
     *block = static_cast<int>(given);
+    return nullptr;
+}
+
+OrtStatus* read_quantum(const OrtKernelInfo* info, const Layer& layer, const std::string& tensor,
+                        cbn::Quantum* quantum) {
+    int64_t zero = -1;
+    CBN_TRY(read_attribute(info, layer, (tensor + "_scale").c_str(), &quantum->scale));
+    if (failed(layer.api, KernelInfoGetAttributeInt::call(layer.api, info, (tensor + "_zero").c_str(), &zero)) ||
+        zero > 255)
+        zero = -1;
+    quantum->zero = static_cast<int32_t>(zero);
+    if (zero < 0 || !cbn::is_valid(*quantum))
+        return invalid(layer.api, layer.form,
+                       tensor + "_scale must be above zero, " + tensor + "_zero an integer from 0 to 255.");
+    return nullptr;
+}
+
+OrtStatus* read_quanta(const OrtKernelInfo* info, Kernel* kernel) {
+    CBN_TRY(read_quantum(info, *kernel, "x", &kernel->x_quantum));
+    if (kernel->form.residual) CBN_TRY(read_quantum(info, *kernel, "residual", &kernel->residual_quantum));
+    return read_quantum(info, *kernel, "y", &kernel->y_quantum);
+}
+
+// Whether the kernels can work on this many channels in the form's layout.
+OrtStatus* check_channels(const Kernel& kernel, const cbn::Tables& tables) {
+    if (kernel.form.layout == Layout::kChannelsLast && !cbn::takes_channels_last(*kernel.kernels, tables.channels))
+        return invalid(kernel.api, kernel.form, "the channels must be a multiple of the instruction set's vectors.");
     return nullptr;
 }
 
@@ -43,8 +71,11 @@ OrtStatus* create_kernel(const CustomOp* custom_op, Table* api, const OrtKernelI
         if (!kernel->kernels)
             return invalid(api, op.form, "CBN_INSTRUCTION_SET names an instruction set that cannot run here.");
         CBN_TRY(read_attributes(info, kernel.get()));
-        if (op.form.blocked) CBN_TRY(read_block(api, info, *kernel->kernels, op.form, &kernel->block));
+        if (op.form.layout == Layout::kBlocked)
+            CBN_TRY(read_block(api, info, *kernel->kernels, op.form, &kernel->block));
+        if (op.form.layout == Layout::kChannelsLast) CBN_TRY(read_quanta(info, kernel.get()));
         CBN_TRY(read_constant_tables(info, *kernel, &kernel->constant_tables));
+        if (kernel->constant_tables) CBN_TRY(check_channels(*kernel, *kernel->constant_tables));
         *result = kernel.release();
         return nullptr;
     });
@@ -93,15 +124,19 @@ OrtStatus* compute_checked(const Kernel& kernel, OrtKernelContext* context) {
         for (size_t i = 0; i < 5; ++i)
             CBN_TRY(read_input(kernel, context, kernel.form.first_table() + i, &inputs[i]));
         CBN_TRY(tables_from(kernel, inputs, &own));
+        CBN_TRY(check_channels(kernel, *own));
     }
     const cbn::Tables& tables = kernel.constant_tables ? *kernel.constant_tables : *own;
     Tensor x, residual{kUndefined, {}, nullptr};
     CBN_TRY(read_data(kernel, context, stored_channels(kernel, tables), &x, &residual));
-    const int64_t pixels = pixels_of(x);
+    const int64_t pixels = pixels_of(kernel, x);
     void *y = nullptr, *posterior = nullptr;
     CBN_TRY(make_outputs(kernel, context, x.shape, tables.components, &y, &posterior));
-    const cbn::Tensors tensors{kernel.type, x.shape[0], pixels, x.data, residual.data,
-                               y, static_cast<float*>(posterior), kernel.form.relu, kernel.block};
+    const cbn::Tensors tensors{kernel.type,        x.shape[0],       pixels,
+                               x.data,             residual.data,    y,
+                               static_cast<float*>(posterior),       kernel.form.relu,
+                               kernel.block,       kernel.x_quantum, kernel.residual_quantum,
+                               kernel.y_quantum};
     if (x.shape[0] * pixels == 0) return nullptr;
     const cbn::TableView view = tables.view();
     Job job{*kernel.kernels, view, tensors, cbn::worthwhile_ranges(view, tensors, kMaxRanges)};
@@ -127,7 +162,7 @@ Op make_op(const Form& form, ElementType type, Table* api) {
     };
     op.get_input_count = [](const CustomOp* me) { return self(me).form.inputs(); };
     op.get_output_type = [](const CustomOp* me, size_t index) { return index == 0 ? self(me).type : kFloat; };
-    op.get_output_count = [](const CustomOp*) -> size_t { return 2; };
+    op.get_output_count = [](const CustomOp* me) -> size_t { return self(me).form.outputs(); };
     op.destroy_kernel = destroy_kernel;
     op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
     op.get_output_characteristic = [](const CustomOp*, size_t index) { return index == 0 ? kRequired : kOptional; };

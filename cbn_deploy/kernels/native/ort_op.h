@@ -5,14 +5,22 @@
 
 namespace ort {
 
+enum class Layout {
+    kPlanar,
+    kBlocked,       // onnxruntime's; the attribute "block" says how many channels a block has
+    kChannelsLast,  // 8-bit; the attributes "x_scale", "x_zero" and so on say what the numbers stand for
+};
+
 struct Form {
     const char* name;
     bool residual;
     bool relu;
-    bool blocked;  // tensors in onnxruntime's blocked layout; the attribute "block" says how many channels a block has
+    Layout layout;
 
     size_t first_table() const { return residual ? 2 : 1; }
     size_t inputs() const { return first_table() + 5; }
+    size_t channel_axis(size_t rank) const { return layout == Layout::kChannelsLast ? rank - 1 : 1; }
+    size_t outputs() const { return layout == Layout::kChannelsLast ? 1 : 2; }
 };
 
 // Begins with what onnxruntime reads, so that a pointer to one is a pointer to the other.

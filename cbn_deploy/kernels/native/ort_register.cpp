@@ -18,13 +18,14 @@ using namespace ort;
 // Name and forms of a domain, and the element types that its ops take.
 struct Family {
     const char* domain;
-    bool blocked;
+    Layout layout;
     std::vector<ElementType> types;
 };
 const Family kFamilies[] = {
-    {"cbn", false, {kFloat, kFloat16, kBfloat16}},
+    {"cbn", Layout::kPlanar, {kFloat, kFloat16, kBfloat16}},
     // Named like onnxruntime's own com.microsoft.nchwc: no exported file has these, a session's preparation puts them in.
-    {"cbn.nchwc", true, {kFloat}},
+    {"cbn.nchwc", Layout::kBlocked, {kFloat}},
+    {"cbn.nhwc", Layout::kChannelsLast, {kUint8}},
 };
 
 struct Domain {
@@ -41,15 +42,15 @@ struct Runtime {
 
 OrtStatus* make_domain(Table* api, const Family& family, Domain* made) {
     const Form forms[] = {
-        {"CompoundBatchNormalization", false, false, family.blocked},
-        {"CompoundBatchNormalizationRelu", false, true, family.blocked},
-        {"CompoundBatchNormalizationAddRelu", true, true, family.blocked},
+        {"CompoundBatchNormalization", false, false, family.layout},
+        {"CompoundBatchNormalizationRelu", false, true, family.layout},
+        {"CompoundBatchNormalizationAddRelu", true, true, family.layout},
     };
     for (const Form& form : forms)
         for (ElementType type : family.types) {
             made->ops.push_back(make_op(form, type, api));
             // Always beside the CPU's: an op that only another provider had would hide the body of the function.
-            if (!family.blocked) made->ops.push_back(make_cuda_op(form, type, api));
+            if (family.layout == Layout::kPlanar) made->ops.push_back(make_cuda_op(form, type, api));
         }
     CBN_TRY(CreateCustomOpDomain::call(api, family.domain, &made->domain));
     for (const Op& op : made->ops) CBN_TRY(CustomOpDomainAdd::call(api, made->domain, &op));

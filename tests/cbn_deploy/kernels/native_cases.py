@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cbn_deploy.native_library import BFLOAT16, FLOAT16, FLOAT32, NativeLayer, NativeLibrary, native_library
+from cbn_deploy.native_library import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    UINT8,
+    NativeLayer,
+    NativeLibrary,
+    Quantum,
+    native_library,
+)
 from export.op import TABLES, OpForm
 from tests.export.op_cases import Case
 
@@ -87,6 +96,39 @@ def run_native(
     if block:
         y = from_blocks(y, block, case.x.shape)
     return [y.astype(np.float32), posterior]
+
+
+def run_native_uint8(
+    case: Case,
+    form: OpForm,
+    quanta: tuple[Quantum, Quantum, Quantum],
+    *,
+    instruction_set: str,
+    cuts: Sequence[int] = (),
+    in_place: bool = False,
+) -> NDArray[np.uint8]:
+    """Y (B, D, *spatial) as 8-bit numbers; ``case.x`` and ``case.residual`` are numbers that the quanta can say."""
+    x, residual = (
+        np.ascontiguousarray(np.moveaxis(np.rint(values / np.float32(quantum.scale)) + quantum.zero, 1, -1), np.uint8)
+        for values, quantum in zip((case.x, case.residual), quanta[:2], strict=True)
+    )
+    y = x if in_place else np.full_like(x, 7)
+    images, pixels = case.x.shape[0], math.prod(case.x.shape[2:])
+    with native_layer(case, instruction_set) as layer:
+        for begin, end in itertools.pairwise([0, *sorted(cuts), images * pixels]):
+            layer.forward(
+                UINT8,
+                images,
+                pixels,
+                x.ctypes.data,
+                y.ctypes.data,
+                residual=residual.ctypes.data if form.residual else None,
+                relu=form.relu,
+                begin=begin,
+                end=end,
+                quanta=quanta,
+            )
+    return np.moveaxis(y, -1, 1)
 
 
 def to_blocks(values: NDArray[Any], block: int) -> NDArray[Any]:
