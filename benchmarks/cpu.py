@@ -2,11 +2,11 @@
 
     python benchmarks/cpu.py [--threads N] [--rounds R] [--only SECTION ...] [--json FILE] [--plot FILE]
 
-Networks have random weights and statistics of real activations: how long a network takes does not depend on them. Every
-candidate's logits are checked before it is timed, and candidates are timed in interleaved rounds (cbn_deploy.benchmark),
-so a ratio compares what the machine did at the same time. The accuracy of int8 is not measured here; `cbn-export
---precision int8` judges it for every file.
-"""
+Networks have random weights and statistics of real activations: how long a network takes does not depend on them.
+Every candidate's logits are checked before it is timed, and candidates are timed in interleaved rounds
+(cbn_deploy.benchmark), so a ratio compares what the machine did at the same time. The accuracy of int8 is not measured
+(cbn_deploy.benchmark), so a ratio compares what the machine did at the same time. The accuracy of int8 is not
+measured here; `cbn-export --precision int8` judges it for every file. A training step has its own training_step.py.
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine, "threads": arguments.threads, "rounds": arguments.rounds}
     result["instruction_set"] = library.instruction_set
     result["times"] = [
-        row for name in NETWORKS if name in arguments.only for row in _network(name, arguments.threads, arguments.rounds)
+        row
+        for name in NETWORKS
+        if name in arguments.only
+        for row in _network(name, arguments.threads, arguments.rounds)
     ]
     result["ratios"] = _ratios(result["times"])
     if "roofline" in arguments.only:
@@ -91,7 +94,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=2, help="of every runtime")
     parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds for every batch size")
-    parser.add_argument("--only", nargs="+", choices=sections, default=sections, metavar="SECTION", help="|".join(sections))
+    parser.add_argument(
+        "--only", nargs="+", choices=sections, default=sections, metavar="SECTION", help="|".join(sections)
+    )
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--plot", type=Path, help="picture to write")
     return parser.parse_args()

@@ -1,8 +1,8 @@
-"""How near the native op comes to what the processor allows: bytes and operations counted, bandwidth and arithmetic measured.
+"""How near the native op comes to what the processor allows: what it must move and compute, and how fast that can be.
 
     python benchmarks/roofline.py [--rounds R] [--json FILE]
 
-One thread, float32, M = 4, residual and ReLU, at the layer shapes of ResNet-32 (batch 32) and ResNet-50 (batch 2). The op
+One thread, float32, M = 4, residual and ReLU, at the layer shapes of ResNet-32 (batch 32) and ResNet-50 (batch 2). It
 must read X and the residual and write Y once: 12 bytes a value; copying as many bytes is its floor in memory. Its
 equations cost 8 M + 8 operations a value; a large matrix product shows how many a second this thread can do. The op
 needs both, so the larger of the two times is its floor, and `of_floor` is what it took over that. "blocked" is the form
