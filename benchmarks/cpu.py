@@ -5,7 +5,7 @@
 Networks have random weights and statistics of real activations: how long a network takes does not depend on them.
 Every candidate's logits are checked before it is timed, and candidates are timed in interleaved rounds
 (cbn_deploy.benchmark), so a ratio compares what the machine did at the same time. The accuracy of int8 is not measured
-measured here; `cbn-export --precision int8` judges it for every file. A training step has its own training_step.py.
+here; `cbn-export --precision int8` judges it for every file. A training step has its own training_step.py.
 """
 
 from __future__ import annotations
