@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.machine import describe_machine, is_busy
@@ -61,7 +62,8 @@ def measure(library: NativeLibrary, rounds: int) -> list[dict[str, Any]]:
     print(f"{'layer':28s} {'copy GB/s':>9s} {'GFLOP/s':>8s} {'floor us':>9s}  bound by     planar  blocked  (of floor)")
     rows = []
     for network, images, channels, side in SHAPES:
-        row = _row(library, network, (images, channels, side * side), rounds)
+        with threadpool_limits(limits=1, user_api="blas"):
+            row = _row(library, network, (images, channels, side * side), rounds)
         rows.append(row)
         print(
             f"{network} {images} x {channels} x {side}x{side}".ljust(28)
