@@ -257,10 +257,13 @@ def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return ratios
 
 
+_TICKS = (0.5, 1, 2, 5, 10, 20)
+
+
 def _save_plot(result: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     groups = sorted({(row["network"], row["batch_size"]) for row in result["times"]})
-    figure = Figure(figsize=(11, 2.6 * ((len(groups) + 2) // 3)), layout="constrained")
+    figure = Figure(figsize=(14, 2.6 * ((len(groups) + 2) // 3)), layout="constrained")
     panels = figure.subplots((len(groups) + 2) // 3, 3, squeeze=False).ravel()
     for panel, (network, batch_size) in zip(panels, groups, strict=False):
         rows = [row for row in result["times"] if (row["network"], row["batch_size"]) == (network, batch_size)]
@@ -271,7 +274,9 @@ def _save_plot(result: dict[str, Any], path: Path) -> None:
         panel.set_title(f"{network}, batch {batch_size}", fontsize=10)
         panel.set_xlabel("times the batch-norm twin in onnxruntime", fontsize=8)
         panel.set_xscale("log")
-        panel.margins(x=0.35)
+        panel.set_xlim(0.3, 40)
+        panel.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+        panel.minorticks_off()
         panel.tick_params(labelsize=8)
         panel.axvline(1.0, color="grey", linewidth=0.8)
     for panel in panels[len(groups) :]:
