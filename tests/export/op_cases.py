@@ -16,7 +16,9 @@ from export.to_onnx import IR_VERSION
 from tests.reference.op_float64 import OpResult, compound_batch_normalization
 from tests.reference.tolerances import TOLERANCES
 
-UNIT = TOLERANCES["op float32"].rtol
+# Where rounding may turn a posterior over altogether the model allows the whole difference and no more: to a float's
+# precision, then.
+UNIT = TOLERANCES["op float32"].rtol * (1 + 2**-20)
 
 
 @dataclass(frozen=True)
