@@ -174,9 +174,13 @@ void forward_float32(const Kernels& kernels, const TableView& tables, const Tens
     }
 }
 
+// Values of a tensor from which on it is fetched ahead: two or three such tensors fill a core's cache.
+constexpr int64_t kBeyondCaches = 1 << 19;
+
 void forward_blocked(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t begin,
                      int64_t end) {
     const int64_t channels = (tables.channels + tensors.block - 1) / tensors.block * tensors.block;
+    const bool ahead = channels * tensors.pixels * tensors.images >= kBeyondCaches;
     for (int64_t n = begin; n < end;) {
         const int64_t image = n / tensors.pixels, pixel = n % tensors.pixels;
         const int64_t count = std::min<int64_t>(end - n, tensors.pixels - pixel);
@@ -187,7 +191,7 @@ void forward_blocked(const Kernels& kernels, const TableView& tables, const Tens
         kernels.forward_blocked(tables, {static_cast<const float*>(tensors.x) + at, residual,
                                          static_cast<float*>(tensors.y) + at, posterior, tensors.pixels,
                                          tensors.pixels * tensors.block, tensors.block, static_cast<int>(channels),
-                                         static_cast<int>(count), tensors.relu});
+                                         static_cast<int>(count), tensors.relu, ahead});
         n += count;
     }
 }

@@ -38,7 +38,7 @@ void forward_quantized(const Kernels& kernels, const TableView& tables, const Te
             kernels.widen_uint8(static_cast<const uint8_t*>(tensors.residual) + at, residual, count,
                                 tensors.residual_quantum);
         kernels.forward_blocked(tables, {values, residual, values, nullptr, 0, 0, static_cast<int>(channels),
-                                         static_cast<int>(channels), static_cast<int>(pixels), tensors.relu});
+                                         static_cast<int>(channels), static_cast<int>(pixels), tensors.relu, false});
         kernels.narrow_uint8(values, static_cast<uint8_t*>(tensors.y) + at, count, tensors.y_quantum);
     }
 }

@@ -48,6 +48,7 @@ struct BlockedTile {
     int channels;  // a multiple of `block`: D, or more, filled up with zeros
     int pixels;
     bool relu;
+    bool ahead;  // the tensors are too large to be in the caches
 };
 
 // What an 8-bit number n stands for: scale * (n - zero). scale is above zero, zero one of 0 to 255.

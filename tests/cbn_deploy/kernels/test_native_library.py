@@ -129,6 +129,14 @@ def test_cutting_the_work_changes_nothing(
 
 
 @EVERY_LAYOUT
+@pytest.mark.parametrize("components", [1, 4, 9])
+def test_a_tensor_beyond_the_caches(instruction_set: str, block: int, components: int) -> None:
+    # Half a million values: the kernels fetch ahead, also behind the end of the tensor.
+    case = random_case(14, 1, 64, components, (92, 93), 0.3, alike=False)
+    check(case, ADD_RELU, run_native(case, ADD_RELU, instruction_set=instruction_set, block=block))
+
+
+@EVERY_LAYOUT
 @settings(max_examples=40, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 3 * 99), max_size=4),
