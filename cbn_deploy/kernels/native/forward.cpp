@@ -174,13 +174,14 @@ void forward_float32(const Kernels& kernels, const TableView& tables, const Tens
     }
 }
 
-// Values of a tensor from which on it is fetched ahead: two or three such tensors fill a core's cache.
-constexpr int64_t kBeyondCaches = 1 << 19;
+// Values of a tensor from which on it is fetched ahead: two or three such tensors fill a core's cache. With few channels
+// its blocks are few streams, which the processor fetches by itself.
+constexpr int64_t kBeyondCaches = 1 << 19, kManyChannels = 64;
 
 void forward_blocked(const Kernels& kernels, const TableView& tables, const Tensors& tensors, int64_t begin,
                      int64_t end) {
     const int64_t channels = (tables.channels + tensors.block - 1) / tensors.block * tensors.block;
-    const bool ahead = channels * tensors.pixels * tensors.images >= kBeyondCaches;
+    const bool ahead = channels >= kManyChannels && channels * tensors.pixels * tensors.images >= kBeyondCaches;
     for (int64_t n = begin; n < end;) {
         const int64_t image = n / tensors.pixels, pixel = n % tensors.pixels;
         const int64_t count = std::min<int64_t>(end - n, tensors.pixels - pixel);
