@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from cbn_deploy.runtime.channels_last import keep_channels_last
-from cbn_deploy.runtime.native_forms import has_residual, is_op, kept_attributes, needed_nodes
+from cbn_deploy.runtime.native_forms import Rewriting, has_residual, is_op, kept_attributes
 
 __all__ = ["BLOCKED_OP_DOMAIN", "block_channels", "blocked_session", "keep_blocked"]
 
@@ -149,34 +149,18 @@ def keep_blocked(model: onnx.ModelProto, block: int) -> int:
     Returns:
         How many nodes were replaced.
     """
-    rewriting = _Rewriting(model.graph, block)
-    nodes = rewriting.run()
-    if rewriting.replaced:
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
-        model.opset_import.append(helper.make_opsetid(BLOCKED_OP_DOMAIN, 1))
-    return rewriting.replaced
+    return _Rewriting(model, block).apply()
 
 
-class _Rewriting:
-    """One pass over the sorted nodes. A planar value has a blocked twin once a reordering or a new node made one."""
+class _Rewriting(Rewriting):
+    """A planar value has a blocked twin once a reordering or a new node made one."""
 
-    def __init__(self, graph: GraphProto, block: int) -> None:
-        self._graph = graph
+    def __init__(self, model: onnx.ModelProto, block: int) -> None:
+        super().__init__(model, BLOCKED_OP_DOMAIN)
         self._block = block
-        self._shapes = {table.name: tuple(table.dims) for table in graph.initializer}
+        self._shapes = {table.name: tuple(table.dims) for table in model.graph.initializer}
         self._blocked: dict[str, str] = {}  # planar value -> its blocked twin
         self._channels: dict[str, int] = {}  # of these planar values
-        self._renamed: dict[str, str] = {}  # blocked value -> the equal one that replaces it
-        self.replaced = 0
-
-    def run(self) -> list[NodeProto]:
-        nodes: list[NodeProto] = []
-        for node in self._graph.node:
-            for i, name in enumerate(node.input):
-                node.input[i] = self._renamed.get(name, name)
-            nodes += self._visit(node)
-        return needed_nodes(nodes, {output.name for output in self._graph.output})
 
     def _visit(self, node: NodeProto) -> Iterable[NodeProto]:
         if _is_reorder(node, "ReorderOutput"):

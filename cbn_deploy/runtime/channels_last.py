@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from cbn_deploy.runtime.native_forms import has_residual, is_op, kept_attributes, needed_nodes
+from cbn_deploy.runtime.native_forms import Rewriting, has_residual, is_op, kept_attributes
 
 __all__ = ["CHANNELS_LAST_OP_DOMAIN", "keep_channels_last"]
 
@@ -43,39 +43,22 @@ def keep_channels_last(model: onnx.ModelProto) -> int:
     Returns:
         How many nodes were replaced.
     """
-    rewriting = _Rewriting(model.graph)
-    nodes = rewriting.run()
-    if rewriting.replaced:
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
-        model.opset_import.append(helper.make_opsetid(CHANNELS_LAST_OP_DOMAIN, 1))
-    return rewriting.replaced
+    return _Rewriting(model).apply()
 
 
-class _Rewriting:
-    """One pass over the sorted nodes. A planar 8-bit value has a channels-last twin once a node made one."""
+class _Rewriting(Rewriting):
+    """A planar 8-bit value has a channels-last twin once a node made one."""
 
-    def __init__(self, graph: GraphProto) -> None:
-        self._constants = {table.name: table for table in graph.initializer}
-        self._outputs = {output.name for output in graph.output}
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__(model, CHANNELS_LAST_OP_DOMAIN)
+        self._constants = {table.name: table for table in model.graph.initializer}
         self._readers: dict[str, list[NodeProto]] = {}
-        self._nodes = [_copy(node) for node in graph.node]
         for node in self._nodes:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
         self._twins: dict[str, str] = {}  # planar 8-bit value -> its channels-last twin
         self._dequantized: dict[str, tuple[str, _Quantum]] = {}  # float value -> what it was made of
         self._quantized: dict[str, str] = {}  # float value that no longer exists -> channels-last 8-bit value
-        self._renamed: dict[str, str] = {}  # channels-last value -> the equal one that replaces it
-        self.replaced = 0
-
-    def run(self) -> list[NodeProto]:
-        nodes: list[NodeProto] = []
-        for node in self._nodes:
-            for i, name in enumerate(node.input):
-                node.input[i] = self._renamed.get(name, name)
-            nodes += self._visit(node)
-        return needed_nodes(nodes, self._outputs)
 
     def _visit(self, node: NodeProto) -> Iterable[NodeProto]:
         if _is(node, "Transpose"):
@@ -160,9 +143,3 @@ def _is(node: NodeProto, op_type: str) -> bool:
 
 def _transpose(source: str, result: str, permutation: list[int]) -> NodeProto:
     return helper.make_node("Transpose", [source], [result], perm=permutation)
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copied = NodeProto()
-    copied.CopyFrom(node)
-    return copied

@@ -7,18 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from cbn_deploy.cuda_kernels import register_folder, register_kernel
-from cbn_deploy.errors import InputError, ModelFileError, RuntimeUnavailableError
+from cbn_deploy.errors import ModelFileError, RuntimeUnavailableError
 from cbn_deploy.native_library import OP_DOMAIN, NativeLibrary, native_library
 from cbn_deploy.runtime.factory import available_cpus
 from cbn_deploy.runtime.onnx_file import OnnxFile, read_onnx_file
-from cbn_deploy.runtime.onnxruntime_session import session_options, signatures
-from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
-from cbn_deploy.runtime.signature import INPUT, check_signature, to_prediction
+from cbn_deploy.runtime.onnxruntime_session import ProviderSession, session_options
+from cbn_deploy.runtime.session import SessionInfo
 
 __all__ = ["OnnxRuntimeCudaSession"]
 
@@ -28,7 +25,7 @@ _PROVIDERS: list[str | tuple[str, dict[str, str]]] = [(_PROVIDER, {"use_tf32": "
 _log = logging.getLogger(__name__)
 
 
-class OnnxRuntimeCudaSession(Session):
+class OnnxRuntimeCudaSession(ProviderSession):
     """An ONNX file on the first visible CUDA device; ``threads`` threads run what onnxruntime leaves to the CPU.
 
     The op's nodes run in the native library where there are compiled kernels for them: those of the folder
@@ -44,21 +41,9 @@ class OnnxRuntimeCudaSession(Session):
     def __init__(self, path: Path, threads: int | None = None) -> None:
         _check_provider()
         file = read_onnx_file(path)
-        self.description = file.description
-        self._file = file.path.name
-        self._threads = threads or available_cpus()
-        session, self._fused = _load(file, self._threads)
-        check_signature(
-            file.path, file.description, signatures(session.get_inputs()), signatures(session.get_outputs())
-        )
-        self._outputs: list[str] = [output.name for output in session.get_outputs()]
-        self._session: Any | None = session
-
-    def _run(self, images: NDArray[np.float32]) -> Prediction:
-        session = self._session  # one read: close() may come between
-        if session is None:
-            raise InputError("The session is closed; open the model again.")
-        return to_prediction(dict(zip(self._outputs, session.run(self._outputs, {INPUT: images}), strict=True)))
+        threads = threads or available_cpus()
+        session, self._fused = _load(file, threads)
+        super().__init__(file, session, threads)
 
     def describe(self) -> SessionInfo:
         """The kernel path is "fused" if the native library runs the op, "portable" if its standard-ops body does."""
@@ -70,10 +55,6 @@ class OnnxRuntimeCudaSession(Session):
             device="cuda",
             file=self._file,
         )
-
-    def close(self) -> None:
-        """Release the model; runs that are under way finish."""
-        self._session = None
 
 
 def _check_provider() -> None:

@@ -13,14 +13,47 @@ from numpy.typing import NDArray
 from cbn_deploy.errors import InputError, ModelFileError
 from cbn_deploy.native_library import OP_DOMAIN, NativeLibrary, native_library
 from cbn_deploy.runtime.factory import available_cpus
-from cbn_deploy.runtime.onnx_file import read_onnx_file
+from cbn_deploy.runtime.onnx_file import OnnxFile, read_onnx_file
 from cbn_deploy.runtime.session import Prediction, Session, SessionInfo
 from cbn_deploy.runtime.signature import INPUT, TensorSignature, check_signature, to_prediction
 
-__all__ = ["OnnxRuntimeSession", "session_options", "signatures"]
+__all__ = ["OnnxRuntimeSession", "ProviderSession", "session_options"]
 
 
-class OnnxRuntimeSession(Session):
+class ProviderSession(Session):
+    """What sessions of onnxruntime's providers share: a loaded InferenceSession with the right signature, and its runs.
+
+    Args:
+        file: the file that was read.
+        session: the InferenceSession.
+        threads: intra-op threads.
+
+    Raises:
+        ModelFileError: the file has the wrong inputs or outputs.
+    """
+
+    def __init__(self, file: OnnxFile, session: Any, threads: int) -> None:
+        self.description = file.description
+        self._file = file.path.name
+        self._threads = threads
+        check_signature(
+            file.path, file.description, _signatures(session.get_inputs()), _signatures(session.get_outputs())
+        )
+        self._outputs: list[str] = [output.name for output in session.get_outputs()]
+        self._session: Any | None = session
+
+    def _run(self, images: NDArray[np.float32]) -> Prediction:
+        session = self._session  # one read: close() may come between
+        if session is None:
+            raise InputError("The session is closed; open the model again.")
+        return to_prediction(dict(zip(self._outputs, session.run(self._outputs, {INPUT: images}), strict=True)))
+
+    def close(self) -> None:
+        """Release the model; runs that are under way finish."""
+        self._session = None
+
+
+class OnnxRuntimeSession(ProviderSession):
     """An ONNX file in onnxruntime's CPU provider; ``threads`` threads share one run.
 
     A file with the op's nodes runs them in the native library where that is installed and not turned off.
@@ -31,23 +64,11 @@ class OnnxRuntimeSession(Session):
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         file = read_onnx_file(path)
-        self.description = file.description
-        self._file = file.path.name
-        self._threads = threads or available_cpus()
+        threads = threads or available_cpus()
         library = native_library() if OP_DOMAIN in file.domains else None
         self._instruction_set = None if library is None else library.instruction_set
-        session, self._block = _load(file.path, file.content, self._threads, library)
-        check_signature(
-            file.path, file.description, signatures(session.get_inputs()), signatures(session.get_outputs())
-        )
-        self._outputs: list[str] = [output.name for output in session.get_outputs()]
-        self._session: Any | None = session
-
-    def _run(self, images: NDArray[np.float32]) -> Prediction:
-        session = self._session  # one read: close() may come between
-        if session is None:
-            raise InputError("The session is closed; open the model again.")
-        return to_prediction(dict(zip(self._outputs, session.run(self._outputs, {INPUT: images}), strict=True)))
+        session, self._block = _load(file.path, file.content, threads, library)
+        super().__init__(file, session, threads)
 
     def describe(self) -> SessionInfo:
         """The kernel path is "fused" if the native library runs the op, "portable" if its standard-ops body does."""
@@ -61,10 +82,6 @@ class OnnxRuntimeSession(Session):
             device="cpu",
             file=self._file,
         )
-
-    def close(self) -> None:
-        """Release the model; runs that are under way finish."""
-        self._session = None
 
 
 def _load(path: Path, content: bytes, threads: int, library: NativeLibrary | None) -> tuple[Any, int | None]:
@@ -99,7 +116,7 @@ def _load_fused(content: bytes, make_options: Callable[[], Any]) -> tuple[Any, i
     return blocked_session(content, make_options)
 
 
-def signatures(values: list[Any]) -> dict[str, TensorSignature]:
+def _signatures(values: list[Any]) -> dict[str, TensorSignature]:
     """What a model says of its inputs or outputs.
 
     Args:

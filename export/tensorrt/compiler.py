@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cbn_deploy.errors import RuntimeUnavailableError
 
@@ -48,29 +48,7 @@ def load_compiler() -> CompileLayer:
         ) from error
     compiled = cache(compile_kernel)
 
-    def compile_layer(
-        *,
-        dtype: DataType,
-        components: int,
-        channels: int,
-        pixels: int,
-        channels_last: bool,
-        residual: bool,
-        relu: bool,
-        posterior: bool,
-        images: int,
-    ) -> CompiledKernel:
-        spec = layer_spec(
-            dtype=dtype,
-            components=components,
-            channels=channels,
-            pixels=pixels,
-            channels_last=channels_last,
-            residual=residual,
-            relu=relu,
-            posterior=posterior,
-            images=images,
-        )
-        return named_by_spec(compiled(spec))
+    def compile_layer(**layer: Any) -> CompiledKernel:
+        return named_by_spec(compiled(layer_spec(**layer)))
 
     return compile_layer
