@@ -16,7 +16,15 @@ from cbn_deploy.norm import DualPathBatchNorm2d, NormConfig, class_groups
 __all__ = ["BN_SUFFIX", "MODEL_NAMES", "ArchitectureConfig", "bn_twin", "create_model"]
 
 BN_SUFFIX = "-bn"
-_CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56, "resnet110": 110}
+_CIFAR_DEPTHS = {
+    "resnet8": 8,
+    "resnet14": 14,
+    "resnet20": 20,
+    "resnet32": 32,
+    "resnet44": 44,
+    "resnet56": 56,
+    "resnet110": 110,
+}
 _IMAGENET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet152": (3, 8, 36, 3)}
 _NETWORKS = (*_CIFAR_DEPTHS, *_IMAGENET_BLOCKS)
 MODEL_NAMES = _NETWORKS + tuple(name + BN_SUFFIX for name in _NETWORKS)
@@ -86,5 +94,5 @@ def _norm_factory(architecture: ArchitectureConfig, class_counts: Sequence[int] 
     norm = architecture.norm
     if norm is None:
         return nn.BatchNorm2d
-    groups = class_groups(architecture.num_classes, norm.components, norm.class_grouping, class_counts)
+    groups = class_groups(architecture.num_classes, norm.groups, norm.class_grouping, class_counts)
     return lambda channels: DualPathBatchNorm2d(channels, groups, norm)

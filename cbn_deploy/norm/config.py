@@ -31,6 +31,9 @@ class NormConfig:
         posterior_gradient: whether gradient flows through the posteriors.
         initialization: how the components start, see :mod:`cbn_deploy.norm.initialization`.
         split_affine: whether the split path shares scale and bias with the compound path or has its own.
+        split_groups: class groups of the split path. ``None``: one for every component, whose statistics it shares. A
+            number: that many, with statistics and tables of their own (``components=1, split_groups=4`` is the paper's
+            "Baseline + SBN": batch norm beside split batch norm).
         class_grouping: how classes are divided among the components for the split path.
     """
 
@@ -42,6 +45,7 @@ class NormConfig:
     posterior_gradient: bool = True
     initialization: Initialization = "normal_means"
     split_affine: SplitAffine = "shared"
+    split_groups: int | None = None
     class_grouping: ClassGrouping = "contiguous"
 
     def __post_init__(self) -> None:
@@ -51,6 +55,8 @@ class NormConfig:
             raise ValueError(f"eps must be above 0, got {self.eps}")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {self.momentum}")
+        if self.split_groups is not None and self.split_groups < 1:
+            raise ValueError(f"split_groups must be at least 1, got {self.split_groups}")
         choices: dict[str, Any] = {
             "statistics": StatisticsReading,
             "initialization": Initialization,
@@ -64,6 +70,11 @@ class NormConfig:
         for name, literal in choices.items():
             if getattr(self, name) not in get_args(literal):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {getattr(self, name)!r}")
+
+    @property
+    def groups(self) -> int:
+        """Class groups of the split path."""
+        return self.components if self.split_groups is None else self.split_groups
 
     def density_factor(self, num_features: int) -> float:
         """The number s for a layer of ``num_features`` channels."""

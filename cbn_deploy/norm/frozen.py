@@ -72,10 +72,11 @@ def freeze(model: nn.Module) -> nn.Module:
         return FrozenCompoundBatchNorm2d.from_layer(model).eval()
     frozen = copy.deepcopy(model).eval()
     for name, module in list(frozen.named_modules()):
+        if isinstance(module, CompoundBatchNorm2d | DualPathBatchNorm2d):
+            frozen.set_submodule(name, FrozenCompoundBatchNorm2d.from_layer(module).eval())
+    for name, module in frozen.named_modules():
         if isinstance(module, SplitBatchNorm2d):
             raise ValueError(
                 f"{name} is a SplitBatchNorm2d, which needs labels; train with a dual-path layer to freeze it"
             )
-        if isinstance(module, CompoundBatchNorm2d | DualPathBatchNorm2d):
-            frozen.set_submodule(name, FrozenCompoundBatchNorm2d.from_layer(module).eval())
     return frozen.requires_grad_(False)

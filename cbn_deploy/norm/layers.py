@@ -3,13 +3,14 @@
 State-dict keys (a contract: checkpoints and the exporter rely on it), M components, D channels:
 ``weight`` (M, D), ``bias`` (M, D), ``running_tau`` (M,), ``running_mean`` (M, D), ``running_var`` (M, D),
 ``num_batches_tracked`` (); layers with a split path add ``class_groups`` (K,) and, with their own affine tables,
-``split_weight`` (M, D) and ``split_bias`` (M, D).
+``split_weight`` (M, D) and ``split_bias`` (M, D); with statistics of its own it is a layer, ``split.*``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ class _SplitPathNorm(MixtureBatchNorm):
 
     def __init__(self, num_features: int, class_groups: Tensor, config: NormConfig | None = None) -> None:
         super().__init__(num_features, config)
-        _check_groups(class_groups, self.config.components)
+        _check_groups(class_groups, self.config.groups)
         self.register_buffer("class_groups", class_groups.clone())
         self.active_groups: Tensor | None = None
 
@@ -170,12 +171,17 @@ class DualPathBatchNorm2d(_SplitPathNorm):
     Args:
         num_features: D.
         class_groups: int64 (K,), group of every class.
-        config: see :class:`NormConfig`; ``split_affine`` says whether the split path has affine tables of its own.
+        config: see :class:`NormConfig`; ``split_affine`` says whether the split path has affine tables of its own,
+            ``split_groups`` whether statistics, too: then it is a layer of its own, ``split``.
     """
 
     def __init__(self, num_features: int, class_groups: Tensor, config: NormConfig | None = None) -> None:
         super().__init__(num_features, class_groups, config)
-        if self.config.split_affine == "separate":
+        self.split: SplitBatchNorm2d | None = None
+        if self.config.split_groups is not None:
+            own = replace(self.config, components=self.config.split_groups, split_groups=None)
+            self.split = SplitBatchNorm2d(num_features, class_groups, own)
+        elif self.config.split_affine == "separate":
             self.split_weight = nn.Parameter(torch.ones_like(self.weight))
             self.split_bias = nn.Parameter(torch.zeros_like(self.bias))
 
@@ -184,6 +190,9 @@ class DualPathBatchNorm2d(_SplitPathNorm):
         self._check(x)
         if self.active_groups is None:
             return _like(x, self._compound(x))
+        if self.split is not None:
+            y: Tensor = self.split(x)
+            return y
         if self.config.split_affine == "separate":
             return _like(x, self._split(x, self.active_groups, self.split_weight, self.split_bias))
         return _like(x, self._split(x, self.active_groups, self.weight, self.bias))

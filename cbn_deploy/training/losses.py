@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["balanced_softmax", "consistency", "cross_entropy", "log_class_prior"]
+__all__ = ["balanced_softmax", "consistency", "cross_entropy", "log_class_prior", "view_consistency"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -54,3 +54,11 @@ def consistency(compound_strong: Tensor, split_strong: Tensor, compound_weak: Te
     towards_split = F.cosine_similarity(compound_strong, split_weak.detach(), dim=1)
     towards_compound = F.cosine_similarity(split_strong, compound_weak.detach(), dim=1)
     return -(towards_split + towards_compound).mean()
+
+
+def view_consistency(strong: Tensor, weak: Tensor) -> Tensor:
+    """Eq. 19 with one path: ``-2 S(o_strong, detach(o_weak))``, so that the weight means what it means there.
+
+    Both arguments (B, K); returns a scalar in [-2, 2].
+    """
+    return consistency(strong, strong, weak, weak)

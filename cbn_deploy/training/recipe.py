@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 ClassificationLoss = Literal["balanced_softmax", "cross_entropy"]
-Paths = Literal["compound", "compound+split"]
+Paths = Literal["compound", "compound+split", "two_views"]
 
 
 def _require(condition: bool, name: str, value: object, allowed: str = "one of the named choices") -> None:
@@ -41,9 +41,11 @@ class LossConfig:
 
     Attributes:
         classification: L_cls, "balanced_softmax" (Eq. 20) or "cross_entropy".
-        paths: "compound+split" is dual-path learning (Section 3.4), "compound" trains the compound path alone.
+        paths: "compound+split" is dual-path learning (Section 3.4), "compound" trains the compound path alone;
+            "two_views" trains it alone, too, but agrees its strong view with its weak one: the control that tells what
+            two views give without a second path.
         split_weight: weight of L_cls on the split path (Eq. 20 as printed has the compound path only: 0).
-        consistency_weight: weight of L_sim (Eq. 19); 0 leaves the weak view out altogether.
+        consistency_weight: weight of L_sim (Eq. 19, or its one-path form); 0 leaves the weak view out altogether.
     """
 
     classification: ClassificationLoss = "balanced_softmax"
@@ -147,7 +149,7 @@ class Recipe:
     @property
     def two_views(self) -> bool:
         """Whether a step needs the weak view."""
-        return self.dual_path and self.loss.consistency_weight > 0
+        return (self.dual_path or self.loss.paths == "two_views") and self.loss.consistency_weight > 0
 
     def architecture(self, num_classes: int) -> ArchitectureConfig:
         """The network for K classes."""
@@ -275,14 +277,17 @@ def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
 
 def _reason_without_effect(recipe: Recipe, key: str) -> str | None:
     """Why ``key`` changes nothing in this recipe; ``None`` if it does change something."""
-    split_weights = ("loss.split_weight", "loss.consistency_weight")
     photographs = ("data.image_size", "data.resize_shorter", "data.cache_mb")
     batch_norm, folder = recipe.is_batch_norm, recipe.data.source == "image-folder"
     padded = recipe.views.crop == "padded"
     reasons = (
         (batch_norm and key.startswith("norm."), f"{recipe.model} is a batch-norm model"),
-        (batch_norm and key == "loss.paths", f"{recipe.model} is a batch-norm model"),
-        (not recipe.dual_path and key in split_weights, "only one path is trained"),
+        (not recipe.dual_path and key == "loss.split_weight", "only one path is trained"),
+        (
+            key == "loss.consistency_weight" and not recipe.dual_path and recipe.loss.paths != "two_views",
+            "only one path and one view are trained",
+        ),
+        (recipe.norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
         (folder and key == "data.rho", "an image folder is used as it is"),
         (not folder and key in photographs, f"{recipe.data.source} images are 32 x 32 and lie in memory"),
         (padded and key == "views.min_area", "it is for views.crop=resized"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cbn_deploy.data import TrainingBatch
 from cbn_deploy.norm import split_path
-from cbn_deploy.training.losses import balanced_softmax, consistency, cross_entropy
+from cbn_deploy.training.losses import balanced_softmax, consistency, cross_entropy, view_consistency
 from cbn_deploy.training.recipe import LossConfig, Recipe
 
 __all__ = ["StepLosses", "step_losses"]
@@ -48,9 +48,7 @@ def step_losses(model: nn.Module, batch: TrainingBatch, recipe: Recipe, log_prio
     """
     classify = _classification(recipe.loss, log_prior)
     if not recipe.dual_path:
-        logits = model(batch.strong)
-        loss = classify(logits, batch.labels)
-        return StepLosses(total=loss, classification=loss, split=None, consistency=None, logits=logits)
+        return _one_path(model, batch, recipe, classify)
     weak = _weak_logits(model, batch) if recipe.two_views else None
     compound = model(batch.strong)
     with split_path(model, batch.labels):
@@ -66,6 +64,18 @@ def step_losses(model: nn.Module, batch: TrainingBatch, recipe: Recipe, log_prio
     )
 
 
+def _one_path(model: nn.Module, batch: TrainingBatch, recipe: Recipe, classify: Classification) -> StepLosses:
+    """Batch norm, or the compound path alone; with two views the control without a second path."""
+    weak = _weak_view(model, batch) if recipe.two_views else None
+    logits = model(batch.strong)
+    loss = total = classify(logits, batch.labels)
+    agreement = None
+    if weak is not None:
+        agreement = view_consistency(logits, weak)
+        total = loss + recipe.loss.consistency_weight * agreement
+    return StepLosses(total=total, classification=loss, split=None, consistency=agreement, logits=logits)
+
+
 def _classification(loss: LossConfig, log_prior: Tensor) -> Classification:
     if loss.classification == "cross_entropy":
         return cross_entropy
@@ -74,9 +84,15 @@ def _classification(loss: LossConfig, log_prior: Tensor) -> Classification:
 
 @torch.no_grad()  # Eq. 19 detaches both
 def _weak_logits(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    if batch.weak is None:
-        raise ValueError("the recipe needs two views, but the batch has no weak one")
-    compound = model(batch.weak)
+    compound = _weak_view(model, batch)
     with split_path(model, batch.labels):
         split = model(batch.weak)
     return compound, split
+
+
+@torch.no_grad()
+def _weak_view(model: nn.Module, batch: TrainingBatch) -> Tensor:
+    if batch.weak is None:
+        raise ValueError("the recipe needs two views, but the batch has no weak one")
+    logits: Tensor = model(batch.weak)
+    return logits

@@ -1,0 +1,183 @@
+"""CIFAR-10-LT at a small budget: which reading of the paper trains, and what of the gain is the mixture's.
+
+    python benchmarks/cifar10_lt.py --data DIR --study readings --seeds 2 --jobs 2
+    python benchmarks/cifar10_lt.py --data DIR --study table2 --seeds 3
+    python benchmarks/cifar10_lt.py --table readings            # what has been run so far, as markdown
+
+Every run is `cbn-train cifar10-lt` with settings, in a process of its own with one thread: the figures depend on seed
+and settings alone. A run that was stopped goes on where it was, a finished one is not repeated. Each run leaves a file
+in benchmarks/results/cifar10_lt/: settings, the curve, per-class recall of the last epoch, and every layer's occupancy
+and per-pixel posterior entropy (1: every component gets every pixel, batch norm in disguise; 0: one-hot).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cbn_deploy.machine import describe_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "cifar10_lt"
+CBN_TRAIN = str(Path(sys.executable).with_name("cbn-train"))
+
+ONE_PATH = ("loss.paths=compound",)
+BATCH_NORM = ("model=resnet8-bn", *ONE_PATH)
+# Batch norm as the compound path (one component), beside split batch norm with statistics of its own.
+SPLIT_ONLY = ("components=1", "norm.split_groups=4")
+NO_CONSISTENCY = ("loss.consistency_weight=0",)
+
+# The rows of the paper's Table 2, and the two controls that it lacks.
+TABLE2: Mapping[str, tuple[str, ...]] = {
+    "BN": BATCH_NORM,
+    "BN, two views": ("model=resnet8-bn", "loss.paths=two_views"),
+    "BN + SBN": (*SPLIT_ONLY, *NO_CONSISTENCY),
+    "BN + SBN + DPL": SPLIT_ONLY,
+    "CBN": ONE_PATH,
+    "CBN, two views": ("loss.paths=two_views",),
+    "CBN + SBN": NO_CONSISTENCY,
+    "CBN + SBN + DPL": (),
+}
+
+# One choice changed at a time.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "density joint": ("norm.density_scale=joint",),
+    "density 1/D": ("norm.density_scale=mean_channels",),
+    "posterior detached": ("norm.posterior_gradient=false",),
+    "momentum 0.9": ("norm.momentum=0.9",),
+    "init variance_ladder": ("norm.initialization=variance_ladder",),
+    "init first_batch": ("norm.initialization=first_batch",),
+    "init identical": ("norm.initialization=identical",),
+    "update_then_read, momentum 0.9": ("statistics=update_then_read", "norm.momentum=0.9"),
+    "update_then_read, momentum 0.1": ("statistics=update_then_read",),
+    "algorithm2, momentum 0.9": ("statistics=algorithm2", "norm.momentum=0.9"),
+    "algorithm2, momentum 0.1": ("statistics=algorithm2",),
+}
+DUAL_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "density joint": ("norm.density_scale=joint",),
+    "density 1/D": ("norm.density_scale=mean_channels",),
+    "posterior detached": ("norm.posterior_gradient=false",),
+    "groups strided": ("norm.class_grouping=strided",),
+    "groups by frequency": ("norm.class_grouping=frequency",),
+    "split affine separate": ("norm.split_affine=separate",),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is held fixed, and the rows."""
+
+    fixed: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+PLAIN_VIEWS = ("views.autoaugment=false", "views.cutout=0")
+SMALL = ("model=resnet8", "rho=100")
+STUDIES: Mapping[str, Study] = {
+    # Two views by crop and flip alone: at ten epochs AutoAugment only slows every row down.
+    "readings": Study(
+        (*SMALL, "epochs=10", "schedule.evaluate_every=10", *PLAIN_VIEWS),
+        TABLE2
+        | {f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()}
+        | {f"CBN + SBN + DPL, {name}": change for name, change in DUAL_CHOICES.items()},
+    ),
+    "table2": Study((*SMALL, "epochs=20", "schedule.evaluate_every=5"), TABLE2),
+}
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with the CIFAR-10 files, as for cbn-train")
+    parser.add_argument("--study", choices=STUDIES, default="readings")
+    parser.add_argument("--table", choices=STUDIES, help="print the table of the finished runs and stop")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone, in this order")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    if arguments.table is None:
+        if arguments.data is None:
+            parser.error("--data is needed to train")
+        variants = arguments.only or list(STUDIES[arguments.study].variants)
+        jobs = [(arguments.study, variant, seed) for seed in range(arguments.seeds) for variant in variants]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for line in pool.map(lambda job: train(*job, arguments.data), jobs):
+                print(line, flush=True)
+    print_table(arguments.table or arguments.study)
+
+
+def train(study: str, variant: str, seed: int, data: Path) -> str:
+    """One run to its result file; a run that diverges is a result, too. Returns a line to print."""
+    name = f"{variant}-{seed}".replace(" ", "").replace(",", "_").replace("/", "_")
+    result, out = RESULTS / study / f"{name}.json", ROOT / "runs" / "cifar10-lt" / study / name
+    if result.is_file():
+        return f"{variant}, seed {seed}: done before"
+    settings = (*STUDIES[study].fixed, *STUDIES[study].variants[variant], f"seed={seed}")
+    command = [CBN_TRAIN, "cifar10-lt", "--data", str(data), "--out", str(out)]
+    command += ["--threads", "1", *(word for setting in settings for word in ("--set", setting))]
+    command += ["--resume"] if (out / "last.pt").is_file() else []
+    done = None if (out / "report.json").is_file() else subprocess.run(command, capture_output=True, text=True)
+    if done is not None and done.returncode < 0:
+        return f"{variant}, seed {seed}: stopped by signal {-done.returncode}"
+    figures: dict[str, Any] = {"variant": variant, "seed": seed, "settings": settings}
+    if done is not None and done.returncode:
+        figures["diverged"] = " ".join(done.stderr.split())
+    else:
+        figures |= figures_of(json.loads((out / "report.json").read_text()))
+    figures["machine"] = describe_machine(["torch", "numpy"])
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(figures, indent=1) + "\n")
+    return f"{variant}, seed {seed}: " + ("diverged" if "diverged" in figures else f"{figures['top1']:.4f}")
+
+
+def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables and curves need of a report.json."""
+    evaluation = report["evaluation"]
+    return {
+        **{key: evaluation[key] for key in ("top1", "many", "medium", "few", "ece", "per_class")},
+        "mixture": report["mixture"],
+        "history": report["history"],
+        "seconds": report["seconds"],
+    }
+
+
+def print_table(study: str) -> None:
+    """Markdown: mean and standard deviation over the seeds, last epoch."""
+    print("\n| training | seeds | top-1 | tail three | pixel entropy | dead components |\n|---|---|---|---|---|---|")
+    results = [json.loads(path.read_text()) for path in sorted((RESULTS / study).glob("*.json"))]
+    for variant in STUDIES[study].variants:
+        rows = [row for row in results if row["variant"] == variant]
+        finished = [row for row in rows if "top1" in row]
+        if not rows:
+            continue
+        if not finished:
+            print(f"| {variant} | {len(rows)} | diverged | | | |")
+            continue
+        layers = [layer for row in finished for layer in row["mixture"].values()]
+        entropy = f"{statistics.mean(layer['pixel_entropy'] for layer in layers):.2f}" if layers else "-"
+        dead = f"{sum(layer['dead'] for layer in layers) / len(finished):.1f}" if layers else "-"
+        lost = f" ({len(rows) - len(finished)} diverged)" if len(finished) < len(rows) else ""
+        tail = spread([statistics.mean(row["per_class"][-3:]) for row in finished])
+        print(
+            f"| {variant} | {len(rows)}{lost} | {spread([row['top1'] for row in finished])} | {tail} "
+            f"| {entropy} | {dead} |"
+        )
+
+
+def spread(fractions: list[float]) -> str:
+    """Per cent: mean ± standard deviation."""
+    deviation = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
+    return f"{100 * statistics.mean(fractions):.1f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()
