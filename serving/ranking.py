@@ -1,13 +1,8 @@
-"""From logits to an answer: prior correction, probabilities, the ranking and the energy score.
+"""From logits to an answer: the prior that a client asks for, the ranking and the energy score.
 
-Let z be a model's logits, and pi_m the class prior that ``softmax(z)`` assumes (``training_prior`` of its description).
-By Bayes, p(y|x) is proportional to p(x|y) pi(y), so the posterior under another prior pi_t is
-
-    softmax(z + log pi_t - log pi_m).
-
-pi_m is the training frequencies for a model trained with plain cross-entropy. A balanced softmax adds log n_y to the
-logits in the LOSS only, so its z already stand for a uniform prior: there pi_m is uniform, ``prior=uniform`` changes
-nothing and ``prior=train`` adds the log frequencies back. Without ``prior`` the logits are used as they are.
+Probabilities and the equation of the prior correction are in ``cbn_deploy.runtime.probabilities``. For a model whose
+logits already stand for a uniform prior (a balanced softmax), ``prior=uniform`` changes nothing and ``prior=train``
+adds the log frequencies back. Without ``prior`` the logits are used as they are.
 """
 
 from __future__ import annotations
@@ -21,8 +16,9 @@ from numpy.typing import NDArray
 
 from cbn_deploy.runtime import ModelDescription
 from cbn_deploy.runtime.description import ShotGroup
+from cbn_deploy.runtime.probabilities import log_softmax
 
-__all__ = ["RankedLabel", "correct_prior", "energy", "log_softmax", "parse_prior", "rank"]
+__all__ = ["RankedLabel", "energy", "parse_prior", "rank"]
 
 _SUM_TOLERANCE = 1e-6  # rounding of decimal fractions that a client sums to one
 
@@ -37,13 +33,6 @@ class RankedLabel:
     shot_group: ShotGroup
 
 
-def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """``z - logsumexp(z)`` over the last axis, in float64. ``-inf`` entries get probability 0."""
-    z = np.asarray(logits, dtype=np.float64)
-    shifted = z - z.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-
-
 def energy(logits: NDArray[np.floating[Any]]) -> float:
     """Energy score ``-logsumexp(z)`` of one image's logits (K,): low where the model knows the image, high elsewhere.
 
@@ -52,20 +41,6 @@ def energy(logits: NDArray[np.floating[Any]]) -> float:
     z = np.asarray(logits, dtype=np.float64)
     peak = z.max()
     return float(-(peak + np.log(np.exp(z - peak).sum())))
-
-
-def correct_prior(
-    logits: NDArray[np.floating[Any]], model_prior: NDArray[np.float64], target_prior: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """``z + log target - log model``: logits (..., K) whose softmax is the posterior under ``target_prior``.
-
-    A target of 0 excludes its class. A class that the model's prior gives 0 was never seen: it is treated as the rarest
-    class that was, because dividing by zero would make it certain.
-    """
-    floor = model_prior[model_prior > 0].min()
-    with np.errstate(divide="ignore"):
-        shift = np.log(target_prior) - np.log(np.maximum(model_prior, floor))
-    return np.asarray(np.asarray(logits, dtype=np.float64) + shift)
 
 
 def rank(logits: NDArray[np.floating[Any]], description: ModelDescription, top_k: int) -> list[RankedLabel]:

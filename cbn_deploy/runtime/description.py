@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from cbn_deploy.errors import ModelFileError
 
-__all__ = ["FORMAT_VERSION", "Interpolation", "ModelDescription", "Preprocessing", "ShotGroup", "shot_group"]
+__all__ = [
+    "ENERGY_LEVELS",
+    "FORMAT_VERSION",
+    "Interpolation",
+    "ModelDescription",
+    "Preprocessing",
+    "ShotGroup",
+    "shot_group",
+]
 
 FORMAT_VERSION = 1
+# Levels of the energy quantiles that a file carries. The energies of familiar images matter at their upper end, where a
+# threshold that rejects a few of them lies.
+ENERGY_LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _PREFIX = "cbn."
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -77,14 +89,16 @@ class ModelDescription:
         preprocessing: image -> input tensor.
         architecture: registry name, such as "resnet32".
         components: M, the number of Gaussians per layer (0 for a batch-norm model).
-        training_prior: K class probabilities that ``softmax(logits)`` assumes, which prior correction starts from: the
-            training frequencies after plain cross-entropy, uniform after a balanced softmax, whose loss adds the log
-            frequencies to the logits during training only.
+        training_prior: K class probabilities that ``softmax(logits / temperature)`` assumes, which prior correction
+            starts from: the training frequencies after plain cross-entropy, uniform after a balanced softmax, whose
+            loss adds the log frequencies to the logits during training only.
         source_sha256: SHA-256 of the checkpoint that was exported (empty in a checkpoint).
         tool_versions: package name -> version, of what made the file.
         precision: arithmetic of an exported file: "fp32", "fp16" (weights and activations) or "int8" (convolutions).
         parity: the report of the export's gate (empty in a checkpoint): parity for fp32, otherwise calibration and
             accuracy.
+        temperature: T, above 0, for which ``softmax(logits / T)`` is calibrated (:mod:`.probabilities`), fitted by
+            ``cbn-eval --calibrate --write-temperature``; ``None``: the model was never calibrated, which is T = 1.
         format_version: version of this layout.
     """
 
@@ -98,6 +112,7 @@ class ModelDescription:
     tool_versions: Mapping[str, str] = field(default_factory=dict)
     precision: str = "fp32"
     parity: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -107,6 +122,8 @@ class ModelDescription:
                 f"class_names, class_counts and training_prior must have one entry a class, got {classes}, "
                 f"{len(self.class_counts)} and {len(self.training_prior)}"
             )
+        if self.temperature is not None and not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
 
     @property
     def shot_groups(self) -> tuple[ShotGroup, ...]:
@@ -146,6 +163,7 @@ class ModelDescription:
                 tool_versions=dict(plain.get("tool_versions", {})),
                 precision=str(plain.get("precision", "fp32")),
                 parity=dict(plain.get("parity", {})),
+                temperature=None if plain.get("temperature") is None else float(plain["temperature"]),
                 format_version=version,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -172,3 +190,7 @@ class ModelDescription:
         except json.JSONDecodeError as error:
             raise ModelFileError(f"The model's metadata is damaged ({error}); export it again.") from error
         return cls.from_dict(plain)
+
+
+def _number_lists(plain: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    return {str(name): tuple(float(value) for value in values) for name, values in plain.items()}

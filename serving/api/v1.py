@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 
 from cbn_deploy.runtime import Prediction
+from cbn_deploy.runtime.probabilities import correct_prior
 from serving.api.schemas import (
     ClassifyQuery,
     ClassifyResponse,
@@ -23,7 +24,7 @@ from serving.api.schemas import (
 from serving.errors import ApiError
 from serving.images import read_images
 from serving.models import ServedModel
-from serving.ranking import correct_prior, energy, parse_prior, rank
+from serving.ranking import energy, parse_prior, rank
 from serving.responses import JsonResponse
 from serving.services import Services, ServicesOf
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from serving.ranking import correct_prior, energy, log_softmax, parse_prior, rank
+from cbn_deploy.runtime.probabilities import correct_prior, log_softmax
+from serving.ranking import energy, parse_prior, rank
 from tests.onnx_models import describe
 from tests.reference.tolerances import tolerance
 

@@ -20,6 +20,7 @@ DESCRIPTION = ModelDescription(
     source_sha256="ab" * 32,
     tool_versions={"torch": "2.13"},
     parity={"limits": {"logits": 1e-4}},
+    temperature=1.75,
 )
 
 
@@ -28,6 +29,15 @@ def test_round_trips() -> None:
     assert ModelDescription.from_metadata(DESCRIPTION.to_metadata()) == DESCRIPTION
     assert all(key.startswith("cbn.") for key in DESCRIPTION.to_metadata())
     assert json.loads(DESCRIPTION.to_metadata()["cbn.class_names"])[0] == "Häuser"
+
+
+@pytest.mark.parametrize("value", [None, "null"])
+def test_a_model_that_was_never_calibrated_has_no_temperature(value: str | None) -> None:
+    metadata = DESCRIPTION.to_metadata()
+    del metadata["cbn.temperature"]  # as in files from before there was one
+    if value is not None:
+        metadata["cbn.temperature"] = value
+    assert ModelDescription.from_metadata(metadata) == dataclasses.replace(DESCRIPTION, temperature=None)
 
 
 def test_foreign_metadata_is_ignored() -> None:
@@ -54,6 +64,9 @@ def test_shot_groups_of_a_model() -> None:
         ("cbn.preprocessing", "{}", "incomplete or damaged"),
         ("cbn.preprocessing", "3", "incomplete or damaged"),
         ("cbn.training_prior", '"x"', "incomplete or damaged"),
+        ("cbn.temperature", "0", "temperature must be"),
+        ("cbn.temperature", "NaN", "temperature must be"),
+        ("cbn.temperature", '"warm"', "incomplete or damaged"),
     ],
 )
 def test_damaged_metadata(key: str, value: str | None, message: str) -> None:
