@@ -6,13 +6,15 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from cbn_deploy.data import DataConfig, ViewConfig
 from cbn_deploy.errors import RecipeError
 from cbn_deploy.models import BN_SUFFIX, MODEL_NAMES, ArchitectureConfig
 from cbn_deploy.norm import NormConfig
 from cbn_deploy.training import settings
+from cbn_deploy.training.applicability import reason_without_effect
+from cbn_deploy.training.config import LossConfig, OptimizerConfig, ScheduleConfig, require
 
 __all__ = [
     "RECIPES",
@@ -25,84 +27,6 @@ __all__ = [
     "get_recipe",
     "setting_help",
 ]
-
-ClassificationLoss = Literal["balanced_softmax", "cross_entropy"]
-Paths = Literal["compound", "compound+split", "two_views"]
-
-
-def _require(condition: bool, name: str, value: object, allowed: str = "one of the named choices") -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """What is minimised: ``L_cls(compound) + split_weight L_cls(split) + consistency_weight L_sim``.
-
-    Attributes:
-        classification: L_cls, "balanced_softmax" (Eq. 20) or "cross_entropy".
-        paths: "compound+split" is dual-path learning (Section 3.4), "compound" trains the compound path alone;
-            "two_views" trains it alone, too, but agrees its strong view with its weak one: the control that tells what
-            two views give without a second path.
-        split_weight: weight of L_cls on the split path (Eq. 20 as printed has the compound path only: 0).
-        consistency_weight: weight of L_sim (Eq. 19, or its one-path form); 0 leaves the weak view out altogether.
-    """
-
-    classification: ClassificationLoss = "balanced_softmax"
-    paths: Paths = "compound+split"
-    split_weight: float = 1.0
-    consistency_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        _require(self.classification in get_args(ClassificationLoss), "classification", self.classification)
-        _require(self.paths in get_args(Paths), "paths", self.paths)
-        _require(self.split_weight >= 0, "split_weight", self.split_weight, "at least 0")
-        _require(self.consistency_weight >= 0, "consistency_weight", self.consistency_weight, "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Stochastic gradient descent.
-
-    Attributes:
-        lr: peak learning rate.
-        momentum: of the gradient.
-        weight_decay: L2 penalty.
-        decay_norm: whether weight decay also shrinks the scales and biases of the normalisation layers.
-    """
-
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    decay_norm: bool = True
-
-    def __post_init__(self) -> None:
-        _require(self.lr > 0, "lr", self.lr, "above 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """How long, in which portions.
-
-    Attributes:
-        epochs: passes over the training set.
-        batch_size: images a step.
-        warmup_epochs: epochs of linear warm-up before the cosine.
-        evaluate_every: evaluate on the test set every so many epochs (the last one always).
-    """
-
-    epochs: int
-    batch_size: int = 128
-    warmup_epochs: int = 0
-    evaluate_every: int = 1
-
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
-        _require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"in 0..{self.epochs - 1}")
-        _require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +58,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model not in MODEL_NAMES:
             raise ValueError(f"model is {self.model!r}, {settings.suggest(self.model, MODEL_NAMES)}".rstrip("."))
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
 
     @property
     def is_batch_norm(self) -> bool:
@@ -162,7 +86,7 @@ class Recipe:
         return {
             key: settings.get_value(self, key)
             for key in settings.leaf_types(Recipe)
-            if _reason_without_effect(self, key) is None
+            if reason_without_effect(self, key) is None
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -258,7 +182,7 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     except ValueError as error:
         raise RecipeError(f"These settings are not possible: {error}.") from error
     for key in values:
-        if reason := _reason_without_effect(changed, key):
+        if reason := reason_without_effect(changed, key):
             raise RecipeError(f"{key} has no effect here, {reason}; leave it out.")
     return changed
 
@@ -273,24 +197,3 @@ def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
         for key, value in recipe.used_settings().items()
         if key not in _FIXED_KEYS
     ]
-
-
-def _reason_without_effect(recipe: Recipe, key: str) -> str | None:
-    """Why ``key`` changes nothing in this recipe; ``None`` if it does change something."""
-    photographs = ("data.image_size", "data.resize_shorter", "data.cache_mb")
-    batch_norm, folder = recipe.is_batch_norm, recipe.data.source == "image-folder"
-    padded = recipe.views.crop == "padded"
-    reasons = (
-        (batch_norm and key.startswith("norm."), f"{recipe.model} is a batch-norm model"),
-        (not recipe.dual_path and key == "loss.split_weight", "only one path is trained"),
-        (
-            key == "loss.consistency_weight" and not recipe.dual_path and recipe.loss.paths != "two_views",
-            "only one path and one view are trained",
-        ),
-        (recipe.norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
-        (folder and key == "data.rho", "an image folder is used as it is"),
-        (not folder and key in photographs, f"{recipe.data.source} images are 32 x 32 and lie in memory"),
-        (padded and key == "views.min_area", "it is for views.crop=resized"),
-        (not padded and key == "views.padding", "it is for views.crop=padded"),
-    )
-    return next((reason for applies, reason in reasons if applies), None)

@@ -1,0 +1,31 @@
+"""Which settings change nothing in a recipe, and why: typing one of them is a mistake that a person should hear of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cbn_deploy.training.recipe import Recipe
+
+__all__ = ["reason_without_effect"]
+
+
+def reason_without_effect(recipe: Recipe, key: str) -> str | None:
+    """Why ``key`` changes nothing in this recipe; ``None`` if it does change something."""
+    photographs = ("data.image_size", "data.resize_shorter", "data.cache_mb")
+    batch_norm, folder = recipe.is_batch_norm, recipe.data.source == "image-folder"
+    padded = recipe.views.crop == "padded"
+    reasons = (
+        (batch_norm and key.startswith("norm."), f"{recipe.model} is a batch-norm model"),
+        (not recipe.dual_path and key == "loss.split_weight", "only one path is trained"),
+        (
+            key == "loss.consistency_weight" and not recipe.dual_path and recipe.loss.paths != "two_views",
+            "only one path and one view are trained",
+        ),
+        (recipe.norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
+        (folder and key == "data.rho", "an image folder is used as it is"),
+        (not folder and key in photographs, f"{recipe.data.source} images are 32 x 32 and lie in memory"),
+        (padded and key == "views.min_area", "it is for views.crop=resized"),
+        (not padded and key == "views.padding", "it is for views.crop=padded"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
