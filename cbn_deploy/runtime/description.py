@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -99,6 +99,10 @@ class ModelDescription:
             accuracy.
         temperature: T, above 0, for which ``softmax(logits / T)`` is calibrated (:mod:`.probabilities`), fitted by
             ``cbn-eval --calibrate --write-temperature``; ``None``: the model was never calibrated, which is T = 1.
+        energy_quantiles: shot group of the predicted class, or "all" -> the energies -logsumexp(logits) of real
+            held-out images at :data:`ENERGY_LEVELS`; a group of too few images is left out. Empty: never measured.
+        occupancy: layer -> the share of the pixels of real held-out images that each Gaussian claims, (M,), sums to 1.
+            Empty: never measured.
         format_version: version of this layout.
     """
 
@@ -113,6 +117,8 @@ class ModelDescription:
     precision: str = "fp32"
     parity: Mapping[str, Any] = field(default_factory=dict)
     temperature: float | None = None
+    energy_quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    occupancy: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -124,6 +130,9 @@ class ModelDescription:
             )
         if self.temperature is not None and not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
+        for group, energies in self.energy_quantiles.items():
+            if len(energies) != len(ENERGY_LEVELS) or not _ascending_numbers(energies):
+                raise ValueError(f"energy_quantiles of {group!r} must be {len(ENERGY_LEVELS)} ascending numbers")
 
     @property
     def shot_groups(self) -> tuple[ShotGroup, ...]:
@@ -164,6 +173,8 @@ class ModelDescription:
                 precision=str(plain.get("precision", "fp32")),
                 parity=dict(plain.get("parity", {})),
                 temperature=None if plain.get("temperature") is None else float(plain["temperature"]),
+                energy_quantiles=_number_lists(plain.get("energy_quantiles", {})),
+                occupancy=_number_lists(plain.get("occupancy", {})),
                 format_version=version,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -192,5 +203,9 @@ class ModelDescription:
         return cls.from_dict(plain)
 
 
+def _ascending_numbers(values: Sequence[float]) -> bool:
+    return all(map(math.isfinite, values)) and list(values) == sorted(values)
+
+
 def _number_lists(plain: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    return {str(name): tuple(float(value) for value in values) for name, values in plain.items()}
+    return {str(name): tuple(float(value) for value in values) for name, values in dict(plain).items()}

@@ -21,6 +21,8 @@ DESCRIPTION = ModelDescription(
     tool_versions={"torch": "2.13"},
     parity={"limits": {"logits": 1e-4}},
     temperature=1.75,
+    energy_quantiles={"all": (-9.0, -8.0, -7.0, -6.5, -5.0, -4.0, -3.0, -1.5)},
+    occupancy={"stem": (0.25, 0.75), "block.1": (1.0,)},
 )
 
 
@@ -38,6 +40,14 @@ def test_a_model_that_was_never_calibrated_has_no_temperature(value: str | None)
     if value is not None:
         metadata["cbn.temperature"] = value
     assert ModelDescription.from_metadata(metadata) == dataclasses.replace(DESCRIPTION, temperature=None)
+
+
+def test_a_model_from_before_reference_measurements_has_none() -> None:
+    metadata = DESCRIPTION.to_metadata()
+    del metadata["cbn.energy_quantiles"], metadata["cbn.occupancy"]
+    assert ModelDescription.from_metadata(metadata) == dataclasses.replace(
+        DESCRIPTION, energy_quantiles={}, occupancy={}
+    )
 
 
 def test_foreign_metadata_is_ignored() -> None:
@@ -67,6 +77,10 @@ def test_shot_groups_of_a_model() -> None:
         ("cbn.temperature", "0", "temperature must be"),
         ("cbn.temperature", "NaN", "temperature must be"),
         ("cbn.temperature", '"warm"', "incomplete or damaged"),
+        ("cbn.energy_quantiles", '{"all": [1, 2]}', "ascending numbers"),
+        ("cbn.energy_quantiles", '{"all": [1, 2, 3, 4, 5, 6, 8, 7]}', "ascending numbers"),
+        ("cbn.energy_quantiles", '{"all": [1, 2, 3, 4, 5, 6, 7, Infinity]}', "ascending numbers"),
+        ("cbn.occupancy", "[1]", "incomplete or damaged"),
     ],
 )
 def test_damaged_metadata(key: str, value: str | None, message: str) -> None:
