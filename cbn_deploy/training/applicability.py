@@ -25,7 +25,25 @@ def reason_without_effect(recipe: Recipe, key: str) -> str | None:
         (recipe.norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
         (folder and key == "data.rho", "an image folder is used as it is"),
         (not folder and key in photographs, f"{recipe.data.source} images are 32 x 32 and lie in memory"),
+        *_loss_reasons(recipe, key),
         (padded and key == "views.min_area", "it is for views.crop=resized"),
         (not padded and key == "views.padding", "it is for views.crop=padded"),
     )
     return next((reason for applies, reason in reasons if applies), None)
+
+
+def _loss_reasons(recipe: Recipe, key: str) -> tuple[tuple[bool, str], ...]:
+    loss, decoupled = recipe.loss, recipe.decoupled
+    two_stages = decoupled.share > 0
+    losses = {loss.classification, (two_stages and decoupled.classification) or loss.classification}
+    weights = {loss.class_weights, decoupled.class_weights if two_stages else "none"}
+    margins, additive = ("loss.ldam_max_margin", "loss.ldam_scale"), {"logit_adjustment", "vector_scaling"}
+    return (
+        (not two_stages and key.startswith("decoupled.") and key != "decoupled.share", "decoupled.share is 0"),
+        (loss.class_weights == "none" and key == "loss.class_weights_from", "loss.class_weights is none"),
+        ("effective_number" not in weights and key == "loss.effective_number_beta", "no class weights use it"),
+        ("focal" not in losses and key == "loss.focal_gamma", "it is for the loss focal"),
+        (not additive & losses and key == "loss.tau", "it is for the losses logit_adjustment and vector_scaling"),
+        ("vector_scaling" not in losses and key == "loss.vector_scaling_gamma", "it is for the loss vector_scaling"),
+        ("ldam" not in losses and key in margins, "it is for the loss ldam"),
+    )

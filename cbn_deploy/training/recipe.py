@@ -6,19 +6,22 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from cbn_deploy.data import DataConfig, ViewConfig
+from cbn_deploy.data.samplers import Sampling
 from cbn_deploy.errors import RecipeError
 from cbn_deploy.models import BN_SUFFIX, MODEL_NAMES, ArchitectureConfig
 from cbn_deploy.norm import NormConfig
 from cbn_deploy.training import settings
 from cbn_deploy.training.applicability import reason_without_effect
-from cbn_deploy.training.config import LossConfig, OptimizerConfig, ScheduleConfig, require
+from cbn_deploy.training.config import OptimizerConfig, ScheduleConfig, require
+from cbn_deploy.training.loss_config import DecoupledConfig, LossConfig, check_stages
 
 __all__ = [
     "RECIPES",
     "SHORT_KEYS",
+    "DecoupledConfig",
     "LossConfig",
     "OptimizerConfig",
     "Recipe",
@@ -38,27 +41,33 @@ class Recipe:
         model: architecture; with the suffix ``-bn`` the batch-norm twin, trained on one path with the strong view.
         seed: of weights, order and augmentation.
         data: which images.
+        sampling: how an epoch draws its images (:mod:`cbn_deploy.data.samplers`).
         views: weak and strong augmentation.
         norm: the mixture layers (no effect in a ``-bn`` model).
         loss: what is minimised.
         optimizer: how.
         schedule: how long.
+        decoupled: a second stage that trains the classifier alone (none by default).
     """
 
     name: str
     model: str = "resnet32"
     seed: int = 0
     data: DataConfig
+    sampling: Sampling = "instance_balanced"
     views: ViewConfig = field(default_factory=ViewConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig
+    decoupled: DecoupledConfig = field(default_factory=DecoupledConfig)
 
     def __post_init__(self) -> None:
         if self.model not in MODEL_NAMES:
             raise ValueError(f"model is {self.model!r}, {settings.suggest(self.model, MODEL_NAMES)}".rstrip("."))
         require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
+        require(self.sampling in get_args(Sampling), "sampling", self.sampling, f"one of {get_args(Sampling)}")
+        check_stages(self.loss, self.decoupled, self.schedule)
 
     @property
     def is_batch_norm(self) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cbn_deploy.data import TrainingBatch
 from cbn_deploy.norm import split_path
 from cbn_deploy.training.losses import balanced_softmax, consistency, cross_entropy, view_consistency
-from cbn_deploy.training.recipe import LossConfig, Recipe
+from cbn_deploy.training.loss_config import LossConfig
+from cbn_deploy.training.recipe import Recipe
 
 __all__ = ["StepLosses", "step_losses"]
 
