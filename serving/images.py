@@ -11,16 +11,16 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
-from starlette.requests import ClientDisconnect
 
 from cbn_deploy.errors import ImageError
 from cbn_deploy.runtime import Preprocessing
 from cbn_deploy.runtime.preprocessing import ImageLimits, decode_image, preprocess
+from serving.body import read_body
 from serving.errors import ApiError
 from serving.multipart import parse_multipart
 from serving.settings import ServingSettings
 
-__all__ = ["Decoder", "read_body", "read_images"]
+__all__ = ["Decoder", "read_images"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ async def read_images(request: Request, settings: ServingSettings, decoder: Deco
     media_type = content_type.partition(";")[0].strip().lower()
     is_form = media_type == "multipart/form-data"
     _check_media_type(request, media_type, is_form)
-    body = await read_body(request, settings.max_upload_bytes, settings.upload_timeout)
+    body = bytes(await read_body(request, settings.max_upload_bytes, settings.upload_timeout))
     images = await decoder.run(_form_images, body, content_type, settings.max_images) if is_form else [body]
     for number, image in enumerate(images, start=1):
         if not image:
@@ -47,25 +47,6 @@ async def read_images(request: Request, settings: ServingSettings, decoder: Deco
                 422, f"{_which(number, len(images))} is empty (0 bytes); send a JPEG, PNG, WebP or BMP file."
             )
     return images
-
-
-async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
-    """The whole body, if it is at most ``max_bytes`` long and arrives within ``timeout`` seconds.
-
-    Raises:
-        ApiError: 413, judged by Content-Length before reading and by what arrives while reading; 408; 400 cut off.
-    """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    try:
-        return await asyncio.wait_for(_collect(request, max_bytes), timeout)
-    except asyncio.TimeoutError:
-        raise ApiError(
-            408, f"The body did not arrive within {timeout:g} seconds; send it faster.", {"Connection": "close"}
-        ) from None
-    except ClientDisconnect:
-        raise ApiError(400, "The connection closed before the whole body had arrived.") from None
 
 
 class Decoder:
@@ -119,19 +100,6 @@ def _check_media_type(request: Request, media_type: str, is_form: bool) -> None:
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise ApiError(415, f"The Content-Encoding {encoding[:80]} is not supported; send the image as it is.")
-
-
-async def _collect(request: Request, max_bytes: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    return bytes(body)
-
-
-def _too_large(max_bytes: int) -> ApiError:
-    return ApiError(413, f"The body has more than {max_bytes} bytes; send a smaller image or fewer images.")
 
 
 def _form_images(body: bytes, content_type: str, max_images: int) -> list[bytes]:
