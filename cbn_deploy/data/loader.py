@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cbn_deploy.data.config import ViewConfig
 from cbn_deploy.data.image_set import ImageSet, LongTailedData
+from cbn_deploy.data.samplers import Sampling, epoch_order, repetitions
 from cbn_deploy.data.transforms import Views
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
@@ -19,8 +20,10 @@ from cbn_deploy.runtime.preprocessing import normalize, resize
 
 __all__ = ["TrainingBatch", "TrainingLoader", "evaluation_batches", "training_loader"]
 
-# The first word of every generator's seed keeps the three kinds of randomness apart.
-_ORDER, _STRONG, _WEAK = 1, 2, 3
+# The first word of every generator's seed keeps the kinds of randomness apart; the samplers have 1.
+_STRONG, _WEAK = 2, 3
+# (epoch, index of the image, how often this epoch has shown it before)
+_Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class TrainingBatch:
 
 
 class _ViewDataset(Dataset["TrainingBatch | DataError"]):
-    """Whole batches by (epoch, index) keys, so that a view depends on nothing but the seed and its key."""
+    """Whole batches by (epoch, index, repetition) keys, so that a view depends on nothing but the seed and its key."""
 
     def __init__(self, data: LongTailedData, config: ViewConfig, seed: int, two_views: bool) -> None:
         self._images = data.train
@@ -48,54 +51,58 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
         self._seed = seed
         self._two_views = two_views
 
-    def __getitem__(self, key: tuple[int, int]) -> TrainingBatch | DataError:
+    def __getitem__(self, key: _Key) -> TrainingBatch | DataError:
         return self.__getitems__([key])
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> TrainingBatch | DataError:
+    def __getitems__(self, keys: Sequence[_Key]) -> TrainingBatch | DataError:
         # Returned, not raised: torch buries an error raised in a worker under that process's traceback.
         try:
             return self._batch(keys)
         except DataError as error:
             return error
 
-    def _batch(self, keys: Sequence[tuple[int, int]]) -> TrainingBatch:
-        strong = [
-            self._views.strong(self._images, i, np.random.default_rng((_STRONG, self._seed, e, i))) for e, i in keys
-        ]
+    def _batch(self, keys: Sequence[_Key]) -> TrainingBatch:
+        strong = [self._views.strong(self._images, key[1], self._generator(_STRONG, key)) for key in keys]
         weak = None
         if self._two_views:
-            weak = [
-                self._views.weak(self._images, i, np.random.default_rng((_WEAK, self._seed, e, i))) for e, i in keys
-            ]
+            weak = [self._views.weak(self._images, key[1], self._generator(_WEAK, key)) for key in keys]
         return TrainingBatch(
             strong=self._tensor(strong),
             weak=None if weak is None else self._tensor(weak),
-            labels=torch.from_numpy(self._images.labels[[index for _, index in keys]]),
+            labels=torch.from_numpy(self._images.labels[[index for _, index, _ in keys]]),
         )
+
+    def _generator(self, kind: int, key: _Key) -> np.random.Generator:
+        epoch, index, repetition = key
+        # Without a repetition the seed has four words, as in runs from before there were any.
+        return np.random.default_rng((kind, self._seed, epoch, index, *([repetition] if repetition else [])))
 
     def _tensor(self, views: list[NDArray[np.uint8]]) -> torch.Tensor:
         return torch.from_numpy(normalize(np.stack(views), self._preprocessing))
 
 
 class _EpochSampler:
-    """Batches of (epoch, index) keys; the order depends on (seed, epoch) alone."""
+    """Batches of keys; the order depends on (seed, epoch) alone."""
 
-    def __init__(self, images: int, batch_size: int, seed: int) -> None:
-        self._images = images
+    def __init__(self, labels: NDArray[np.int64], batch_size: int, seed: int, sampling: Sampling) -> None:
+        self._labels = labels
         self._batch_size = batch_size
         self._seed = seed
+        self._sampling = sampling
         self.epoch = 0
 
     def __len__(self) -> int:
-        full, rest = divmod(self._images, self._batch_size)
+        full, rest = divmod(len(self._labels), self._batch_size)
         return full + (rest > 1)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[_Key]]:
         epoch = self.epoch
-        order = np.random.default_rng((_ORDER, self._seed, epoch)).permutation(self._images).tolist()
+        order = epoch_order(self._labels, self._sampling, seed=self._seed, epoch=epoch)
+        shown, repeated = order.tolist(), repetitions(order).tolist()
         for batch in range(len(self)):
             start = batch * self._batch_size
-            yield [(epoch, index) for index in order[start : start + self._batch_size]]
+            end = start + self._batch_size
+            yield [(epoch, i, r) for i, r in zip(shown[start:end], repeated[start:end], strict=True)]
 
 
 def _identity(batch: TrainingBatch | DataError) -> TrainingBatch | DataError:
@@ -142,13 +149,20 @@ class TrainingLoader:
 
 
 def training_loader(
-    data: LongTailedData, views: ViewConfig, *, batch_size: int, seed: int, workers: int = 0, two_views: bool = False
+    data: LongTailedData,
+    views: ViewConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    two_views: bool = False,
+    sampling: Sampling = "instance_balanced",
 ) -> TrainingLoader:
     """Batches for training.
 
     Every image's augmentation depends only on (seed, epoch, index) and the order only on (seed, epoch): neither the
-    number of workers nor a resumed run changes a pixel. A trailing batch of one image is dropped, because batch
-    statistics need two.
+    number of workers nor a resumed run changes a pixel. An image that a sampling shows again in the same epoch is
+    distorted anew. A trailing batch of one image is dropped, because batch statistics need two.
 
     Args:
         data: its ``train`` set is used.
@@ -157,6 +171,7 @@ def training_loader(
         seed: 0 ... 2**32 - 1.
         workers: processes that prepare batches; 0 prepares them in this one.
         two_views: also make the weak view.
+        sampling: which images an epoch shows; its length is that of the training set under every sampling.
 
     Raises:
         DataError: the training set has fewer than two images.
@@ -170,7 +185,7 @@ def training_loader(
     if len(data.train) < 2:
         raise DataError(f"{data.name} has {len(data.train)} training image(s); at least 2 are needed.")
     dataset = _ViewDataset(data, views, seed, two_views)
-    return TrainingLoader(dataset, _EpochSampler(len(data.train), batch_size, seed), workers)
+    return TrainingLoader(dataset, _EpochSampler(data.train.labels, batch_size, seed, sampling), workers)
 
 
 def evaluation_batches(

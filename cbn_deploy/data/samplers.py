@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Sampling", "epoch_order", "sampled_class_distribution"]
+__all__ = ["Sampling", "epoch_order", "repetitions", "sampled_class_distribution"]
 
 Sampling: TypeAlias = Literal["instance_balanced", "square_root", "class_balanced"]
 # q of Kang et al. (2020), Eq. 1.
@@ -71,3 +71,12 @@ def epoch_order(labels: NDArray[np.int64], sampling: Sampling, *, seed: int, epo
         turns = np.concatenate([generator.permutation(members) for _ in range(rounds)])
         order[places] = turns[: len(places)]
     return order
+
+
+def repetitions(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry of ``order`` (n,) has come before it: int64 (n,), all zero for a permutation."""
+    by_index = np.argsort(order, kind="stable")
+    _, starts, counts = np.unique(order[by_index], return_index=True, return_counts=True)
+    before = np.empty_like(order)
+    before[by_index] = np.arange(len(order)) - np.repeat(starts, counts)
+    return before
