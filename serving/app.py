@@ -51,7 +51,8 @@ def create_app(settings: ServingSettings | None = None) -> FastAPI:
 
 def _build_services(settings: ServingSettings) -> Services:
     keys = ApiKeys(settings.api_key_file) if settings.api_key_file else None
-    registry = ModelRegistry(settings.models, settings.runtime, settings.threads)
+    inference = InferencePool(settings.concurrency)
+    registry = ModelRegistry(settings, inference)
     metrics = Metrics()
     for model in registry:
         metrics.describe(model)
@@ -61,7 +62,7 @@ def _build_services(settings: ServingSettings) -> Services:
         registry=registry,
         admission=Admission(settings.max_queue),
         decoder=Decoder(settings.decode_threads, limits),
-        inference=InferencePool(settings.concurrency),
+        inference=inference,
         metrics=metrics,
         keys=keys,
     )

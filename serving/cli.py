@@ -55,6 +55,11 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Threads that share one inference. Default: all CPUs.")] = None,
     decode_threads: Annotated[int | None, typer.Option(help="Threads that decode images. Default: all CPUs.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Inferences that run at once. Default: 1.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Images that one inference takes at most. Default: 32.")] = None,
+    max_delay: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a batch which is not full waits for more images. Default: 0."),
+    ] = None,
     max_queue: Annotated[
         int | None, typer.Option(help="Requests in progress or waiting; the next one gets 503. Default: 64.")
     ] = None,

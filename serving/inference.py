@@ -1,53 +1,40 @@
-"""Run models off the event loop, at most a few at a time."""
+"""Where inference runs: a few threads off the event loop, shared by all models in turn."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+__all__ = ["InferencePool"]
 
-from cbn_deploy.runtime import Prediction, Session
-
-__all__ = ["InferencePool", "TimedPrediction"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimedPrediction:
-    """A prediction, how long it waited for a free place and how long it ran, in seconds."""
-
-    prediction: Prediction
-    queue_seconds: float
-    inference_seconds: float
+T = TypeVar("T")
 
 
 class InferencePool:
-    """At most ``concurrency`` runs at once; others wait in order. A caller that is cancelled while waiting is dropped.
+    """At most ``concurrency`` inferences at once. Whoever waits for a slot gets one in the order of asking.
 
-    The queue has no bound of its own: :class:`~serving.admission.Admission` bounds the requests that can reach it.
+    A batch is composed after its slot is granted, so that it takes along all that arrived meanwhile; and a model that
+    has just run asks again behind the others, so that no model starves another.
     """
 
     def __init__(self, concurrency: int) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="inference")
+        self.concurrency = concurrency
+        self._slots = asyncio.Semaphore(concurrency)
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="inference")
 
-    async def run(self, session: Session, images: NDArray[np.float32]) -> TimedPrediction:
-        """Classify ``images``, float32 (B, 3, H, W)."""
-        submitted = time.perf_counter()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _run, session, images, submitted)
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold one of the slots while the block runs."""
+        async with self._slots:
+            yield
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Call ``function`` in a thread; to be awaited inside :meth:`slot`."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     def close(self) -> None:
         """Stop the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _run(session: Session, images: NDArray[np.float32], submitted: float) -> TimedPrediction:
-    started = time.perf_counter()
-    prediction = session.run(images)
-    return TimedPrediction(
-        prediction=prediction,
-        queue_seconds=started - submitted,
-        inference_seconds=time.perf_counter() - started,
-    )
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -59,6 +59,8 @@ class ServingSettings(BaseSettings):
     threads: int = Field(default_factory=available_cpus, ge=1, le=1024)
     decode_threads: int = Field(default_factory=available_cpus, ge=1, le=1024)
     concurrency: int = Field(default=1, ge=1, le=1024)
+    max_batch: int = Field(default=32, ge=1, le=4096)
+    max_delay: float = Field(default=0.0, ge=0, le=10)
     max_queue: int = Field(default=64, ge=1, le=100_000)
     timeout: float = Field(default=30.0, gt=0, le=3600)
 

@@ -67,12 +67,20 @@ class Session(ABC):
         Raises:
             InputError: wrong rank, shape or dtype, or the session is closed.
         """
+        self.check(images)
+        return self._run(images)
+
+    def check(self, images: NDArray[np.float32]) -> None:
+        """Whether :meth:`run` takes ``images``.
+
+        Raises:
+            InputError: wrong rank, shape or dtype.
+        """
         expected = (3, self.description.preprocessing.height, self.description.preprocessing.width)
         if images.dtype != np.float32:
             raise InputError(f"images must be float32, got {images.dtype}.")
         if images.ndim != 4 or images.shape[0] < 1 or images.shape[1:] != expected:
             raise InputError(f"images must have shape (B, {', '.join(map(str, expected))}), got {images.shape}.")
-        return self._run(images)
 
     @abstractmethod
     def _run(self, images: NDArray[np.float32]) -> Prediction: ...

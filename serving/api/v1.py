@@ -92,7 +92,7 @@ async def _classify(images: list[bytes], model: ServedModel, services: Services)
     started = time.perf_counter()
     batch = await services.decoder.decode(images, model.description.preprocessing)
     decoded = time.perf_counter() - started
-    timed = await services.inference.run(model.session, batch)
+    timed = await model.predict(batch)
     stages = {"decode": decoded, "queue": timed.queue_seconds, "inference": timed.inference_seconds}
     for stage, seconds in stages.items():
         services.metrics.stage_seconds.labels(model=model.name, stage=stage).observe(seconds)
