@@ -9,9 +9,12 @@ from cbn_deploy.data.image_set import ArrayImageSet, FileImageSet, ImageSet, Lon
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, evaluation_batches, training_loader
 from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
+from cbn_deploy.data.published_lists import load_published
+from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.data.user_images import load_image_folder, load_image_list, load_test_images
 
 __all__ = [
+    "PUBLISHED_SETS",
     "ArrayImageSet",
     "DataConfig",
     "DataReport",
@@ -28,6 +31,7 @@ __all__ = [
     "load_digits_lt",
     "load_image_folder",
     "load_image_list",
+    "load_published",
     "load_test_images",
     "long_tail_counts",
     "long_tail_subset",

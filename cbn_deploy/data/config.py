@@ -7,7 +7,9 @@ from typing import Literal, get_args
 
 __all__ = ["Crop", "DataConfig", "Source", "ViewConfig"]
 
-Source = Literal["digits-lt", "cifar10-lt", "cifar100-lt", "image-folder"]
+Source = Literal[
+    "digits-lt", "cifar10-lt", "cifar100-lt", "image-folder", "imagenet-lt", "places-lt", "inaturalist2018"
+]
 Crop = Literal["padded", "resized"]
 
 
@@ -16,13 +18,15 @@ class DataConfig:
     """Which images to train and test on.
 
     Attributes:
-        source: "digits-lt", "cifar10-lt", "cifar100-lt", or "image-folder" (a folder per class or lists).
+        source: "digits-lt", "cifar10-lt", "cifar100-lt"; "imagenet-lt", "places-lt", "inaturalist2018" by their
+            published lists; or "image-folder" (a folder per class or lists).
         rho: imbalance of the subset to draw; ``None`` takes the source's default (20 for the digits, 100 for CIFAR).
-            An image folder is used as it is.
+            Image folders and published lists are used as they are.
         image_size: height and width in pixels of the model's input; digits and CIFAR are 32.
-        resize_shorter: image folders: resize the shorter edge to this and crop the centre; ``None`` squeezes.
+        resize_shorter: photographs: resize the shorter edge to this and crop the centre; ``None`` squeezes.
         seed: of the subset and of a hold-out split (the published CIFAR subsets use 0).
         cache_mb: image folders: keep resized images in memory when they all fit into this many megabytes.
+        lists: published sets: the folder of the list files, where it is not that of the images.
     """
 
     source: Source
@@ -31,6 +35,7 @@ class DataConfig:
     resize_shorter: int | None = None
     seed: int = 0
     cache_mb: int = 512
+    lists: str | None = None
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):

@@ -12,14 +12,13 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cbn_deploy.data.labelled_list import MAX_CLASSES, leaves_root, read_text
 from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
 from cbn_deploy.errors import DataError
 
-__all__ = ["find_list", "list_image_lists"]
+__all__ = ["find_list", "list_image_lists", "read_class_names"]
 
 _HEADERS = frozenset({"path", "file", "filename", "image"})
-# A class beyond this index is a damaged list, not a data set (the largest public one has 21,841).
-_MAX_CLASSES = 100_000
 
 
 def find_list(data_dir: Path, split: str) -> Path | None:
@@ -49,7 +48,7 @@ def list_image_lists(
     train = _read(train_list, root)
     test = None if test_list is None else _read(test_list, root)
     both = [*train, *(test or [])]
-    names = _names(train_list.parent / "classes.txt") if class_names is None else list(class_names)
+    names = read_class_names(train_list.parent / "classes.txt") if class_names is None else list(class_names)
     as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
     if as_indices:
         names = names or [str(index) for index in range(_class_count(train_list, both))]
@@ -68,18 +67,11 @@ def list_image_lists(
 
 
 def _read(path: Path, root: Path) -> list[tuple[Path, str]]:
-    text = _text(path)
+    text = read_text(path)
     rows = list(_csv_rows(path, text) if path.suffix.lower() == ".csv" else _text_rows(path, text))
     if not rows:
         raise DataError(f"The list {path} is empty; expected a line 'path label' for each image.")
     return [(_inside(root, name, path, number), label) for number, name, label in rows]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the list {path} ({error}); save it as UTF-8 text.") from error
 
 
 def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
@@ -108,16 +100,20 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
 
 def _inside(root: Path, name: str, source: Path, number: int) -> Path:
     """``root / name``, refused if it leaves the root; links inside the root are the user's own business."""
-    relative = os.path.normpath(name)
-    if "\0" in name or Path(name).is_absolute() or relative == ".." or relative.startswith(".." + os.sep):
+    if leaves_root(name):
         raise DataError(f"{source}, line {number}: {name!r} lies outside {root}; paths must be relative to it.")
-    return root / relative
+    return root / os.path.normpath(name)
 
 
-def _names(path: Path) -> list[str] | None:
+def read_class_names(path: Path) -> list[str] | None:
+    """``classes.txt``: one name a line, in label order; ``None`` if there is no such file.
+
+    Raises:
+        DataError: it cannot be read, or names a class twice.
+    """
     if not path.is_file():
         return None
-    names = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if len(set(names)) != len(names):
         raise DataError(f"{path} names a class twice; class names must differ.")
     return names
@@ -129,7 +125,7 @@ def _is_index(label: str) -> bool:
 
 def _class_count(source: Path, rows: list[tuple[Path, str]]) -> int:
     highest = max(int(label) for _, label in rows)
-    if highest >= _MAX_CLASSES:
+    if highest >= MAX_CLASSES:
         raise DataError(f"{source}: label {highest} is too large; labels are class names or 0-based indices.")
     return highest + 1
 

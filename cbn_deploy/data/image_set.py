@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cbn_deploy.data.file_paths import FilePaths
 from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import decode_image, resize
@@ -115,7 +116,7 @@ class FileImageSet(ImageSet):
     ) -> None:
         if labels.shape != (len(paths),):
             raise ValueError(f"labels must have shape ({len(paths)},), got {labels.shape}")
-        self.paths = tuple(paths)
+        self.paths = paths if isinstance(paths, FilePaths) else FilePaths(Path(), map(str, paths))
         self.labels = labels.astype(np.int64)
         self.preprocessing = preprocessing
         self._cached = len(paths) * preprocessing.height * preprocessing.width * 3 <= cache_bytes

@@ -13,6 +13,7 @@ from cbn_deploy.data.image_folder import list_class_folders, list_image_folder
 from cbn_deploy.data.image_list import find_list, list_image_lists
 from cbn_deploy.data.image_set import FileImageSet, LongTailedData
 from cbn_deploy.data.listing import LabelledFile, Listing, hold_out
+from cbn_deploy.data.published_lists import find_published_test_list, published_test_images
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
 
@@ -67,13 +68,17 @@ def load_image_list(
 def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: Preprocessing) -> FileImageSet:
     """The test images of ``data_dir`` for a model with these classes: no training images are needed.
 
-    They are ``test.csv`` / ``test.txt``, else ``test/CLASS/*``, else ``data_dir/CLASS/*``.
+    They are ``test.csv`` / ``test.txt``, else the published test list of ImageNet-LT, Places-LT or iNaturalist 2018,
+    else ``test/CLASS/*``, else ``data_dir/CLASS/*``.
 
     Raises:
         DataError: no such images, or a class that the model does not know.
     """
     data_dir = Path(data_dir)
     test_list = find_list(data_dir, "test")
+    published = None if test_list is not None else find_published_test_list(data_dir)
+    if published is not None:
+        return published_test_images(*published, data_dir, class_names, preprocessing)
     if test_list is not None:
         files: Sequence[LabelledFile] = list_image_lists(test_list, class_names=class_names).train
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cbn_deploy.data.published_sets import PUBLISHED_SETS
+
 if TYPE_CHECKING:
     from cbn_deploy.training.recipe import Recipe
 
@@ -12,8 +14,7 @@ __all__ = ["reason_without_effect"]
 
 def reason_without_effect(recipe: Recipe, key: str) -> str | None:
     """Why ``key`` changes nothing in this recipe; ``None`` if it does change something."""
-    photographs = ("data.image_size", "data.resize_shorter", "data.cache_mb")
-    batch_norm, folder = recipe.is_batch_norm, recipe.data.source == "image-folder"
+    batch_norm = recipe.is_batch_norm
     padded = recipe.views.crop == "padded"
     reasons = (
         (batch_norm and key.startswith("norm."), f"{recipe.model} is a batch-norm model"),
@@ -23,13 +24,24 @@ def reason_without_effect(recipe: Recipe, key: str) -> str | None:
             "only one path and one view are trained",
         ),
         (recipe.norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
-        (folder and key == "data.rho", "an image folder is used as it is"),
-        (not folder and key in photographs, f"{recipe.data.source} images are 32 x 32 and lie in memory"),
+        *_data_reasons(recipe.data.source, key),
         *_loss_reasons(recipe, key),
         (padded and key == "views.min_area", "it is for views.crop=resized"),
         (not padded and key == "views.padding", "it is for views.crop=padded"),
     )
     return next((reason for applies, reason in reasons if applies), None)
+
+
+def _data_reasons(source: str, key: str) -> tuple[tuple[bool, str], ...]:
+    published, folder = source in PUBLISHED_SETS, source == "image-folder"
+    photographs = ("data.image_size", "data.resize_shorter", "data.cache_mb")
+    return (
+        (folder and key == "data.rho", "an image folder is used as it is"),
+        (published and key in ("data.rho", "data.seed"), f"the lists of {source} are used as they are"),
+        (published and key == "data.cache_mb", f"{source} is too large to be kept in memory"),
+        (not published and key == "data.lists", "it is for the data sets with published lists"),
+        (not (folder or published) and key in photographs, f"{source} images are 32 x 32 and lie in memory"),
+    )
 
 
 def _loss_reasons(recipe: Recipe, key: str) -> tuple[tuple[bool, str], ...]:
