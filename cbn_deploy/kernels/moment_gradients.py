@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["MomentGradients", "TableGradients", "moment_gradients", "table_gradients"]
+from cbn_deploy.kernels.all_reduce import all_reduced
+
+__all__ = ["MomentGradients", "TableGradients", "moment_gradients", "moments_of_all_ranks", "table_gradients"]
 
 
 class TableGradients(NamedTuple):
@@ -42,6 +44,17 @@ def table_gradients(
         -through_offset * scale * inverse_deviation,
         -0.5 * gain * scale * inverse_deviation / floored,
     )
+
+
+def moments_of_all_ranks(gradients: TableGradients) -> TableGradients:
+    """Where mean and var are moments of several ranks' pixels: their gradients, summed over the ranks.
+
+    With x_r the pixels of rank r and L = sum_r L_r, each x_n of any rank receives dL/dmean_j dmean_j/dx_n, where
+    dL/dmean_j = sum_r dL_r/dmean_j; likewise for var, as in torch's SyncBatchNorm. The gradient of scale stays this
+    rank's own: summing parameters' gradients is the affair of whoever distributes the training.
+    """
+    mean, var = all_reduced(torch.stack([gradients.mean, gradients.var]))
+    return gradients._replace(mean=mean, var=var)
 
 
 def moment_gradients(gradients: TableGradients, shift: Tensor, var: Tensor, inverse_mass: Tensor) -> MomentGradients:

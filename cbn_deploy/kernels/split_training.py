@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cbn_deploy.kernels import native_split, portable, split_passes
-from cbn_deploy.kernels.moment_gradients import moment_gradients, table_gradients
+from cbn_deploy.kernels.moment_gradients import moment_gradients, moments_of_all_ranks, table_gradients
 
 __all__ = ["image_moments", "split_normalize"]
 
@@ -53,6 +53,7 @@ def split_normalize(
     scale: Tensor,
     bias: Tensor,
     epsilon: float,
+    synchronized: bool = False,
 ) -> Tensor:
     """Algorithm 3, lines 7-8: y = scale_j (x - mean_j) / sqrt(var_j + eps) + bias_j, j the image's class group.
 
@@ -68,11 +69,13 @@ def split_normalize(
         scale: (M, D).
         bias: (M, D).
         epsilon: added to the variances.
+        synchronized: ``mean``, ``var`` and ``inverse_mass`` are those of all ranks' pixels: the way back sums the
+            gradients of mean and var over the ranks.
 
     Returns:
         (B, D, *spatial) of x's dtype.
     """
-    del inverse_mass
+    del inverse_mass, synchronized
     planes = _planes(x)
     mean, var, scale, bias = (table.to(planes.dtype) for table in (mean, var, scale, bias))
     gain = scale * (var + epsilon).rsqrt()
@@ -99,6 +102,7 @@ def split_normalize_backward(
     inverse_mass: Tensor,
     scale: Tensor,
     epsilon: float,
+    synchronized: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, scale and bias from that of :func:`split_normalize`'s y."""
     planes = _planes(x)
@@ -110,6 +114,7 @@ def split_normalize_backward(
     # The centre of a group's pixels is its mean.
     shift = torch.zeros_like(mean)
     outer = table_gradients(through_gain, through_offset, shift, var, working_scale, epsilon)
+    outer = moments_of_all_ranks(outer) if synchronized else outer
     moments = moment_gradients(outer, shift, var, inverse_mass)
     gain = working_scale * (var + epsilon).rsqrt()
     slope, offset, plane_gain = (_of_planes(t, groups) for t in (2.0 * moments.curvature, moments.slope, gain))
@@ -128,14 +133,14 @@ def _(grad: Tensor, x: Tensor, *constants: Any) -> tuple[Tensor, Tensor, Tensor]
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     del output
     ctx.save_for_backward(*inputs[:6])
-    ctx.epsilon = inputs[7]
+    ctx.options = inputs[7:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if any(ctx.needs_input_grad[1:5]):
         raise NotImplementedError("split_normalize has gradients by x, scale and bias only: detach the rest")
-    grad_x, grad_scale, grad_bias = split_normalize_backward(grad, *ctx.saved_tensors, ctx.epsilon)
-    return grad_x, None, None, None, None, grad_scale, grad_bias, None
+    grad_x, grad_scale, grad_bias = split_normalize_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return grad_x, None, None, None, None, grad_scale, grad_bias, None, None
 
 
 split_normalize.register_autograd(_backward, setup_context=_save_for_backward)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cbn_deploy.kernels import cuda, native_training, portable, training_passes
-from cbn_deploy.kernels.moment_gradients import moment_gradients, table_gradients
+from cbn_deploy.kernels.moment_gradients import moment_gradients, moments_of_all_ranks, table_gradients
 from cbn_deploy.kernels.training_passes import GradientTables
 
 __all__ = ["mixture_normalize", "mixture_statistics"]
@@ -59,7 +59,8 @@ def mixture_statistics(
     with torch.autocast(x.device.type, enabled=False):
         pixels = _pixels(x)
         tau, mean, var = (table.to(pixels.dtype) for table in (tau, mean, var))
-        centre = pixels.mean((0, 2))
+        # A rank whose share of a batch is empty: any centre will do.
+        centre = pixels.mean((0, 2)) if pixels.numel() else pixels.new_zeros(pixels.shape[1])
         tables = portable.density_tables(tau, mean, var, epsilon, centre)
         constant = tables.log_prior - (0.5 * density_scale) * tables.constant
         quadratic, linear = logit_tables(tables, density_scale)
@@ -100,6 +101,7 @@ def mixture_normalize(
     scale: Tensor,
     bias: Tensor,
     epsilon: float,
+    synchronized: bool = False,
 ) -> Tensor:
     """Eq. (7) and (16): y = sum_j w_j (scale_j (x - mean_j) / sqrt(var_j + eps) + bias_j).
 
@@ -118,11 +120,13 @@ def mixture_normalize(
         scale: (M, D).
         bias: (M, D).
         epsilon: added to the variances.
+        synchronized: ``mean``, ``var`` and ``inverse_mass`` are those of all ranks' pixels: the way back sums the
+            gradients of mean and var over the ranks.
 
     Returns:
         (B, D, *spatial) of x's dtype.
     """
-    del quadratic, linear, inverse_mass
+    del quadratic, linear, inverse_mass, synchronized
     with torch.autocast(x.device.type, enabled=False):
         pixels = _pixels(x)
         mean, var, scale, bias = (table.to(pixels.dtype) for table in (mean, var, scale, bias))
@@ -153,6 +157,7 @@ def mixture_normalize_backward(
     scale: Tensor,
     bias: Tensor,
     epsilon: float,
+    synchronized: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, scale and bias from that of :func:`mixture_normalize`'s y."""
     with torch.autocast(x.device.type, enabled=False):
@@ -162,6 +167,7 @@ def mixture_normalize_backward(
         passes, shift = _passes(pixels, len(scale)), mean - centre
         through_gain, through_offset = passes.output_sums(g, pixels, centre, w)
         outer = table_gradients(through_gain, through_offset, shift, var, affine[0], epsilon)
+        outer = moments_of_all_ranks(outer) if synchronized else outer
         moments = moment_gradients(outer, shift, var, inverse_mass)
         gain, offset = portable.combination_tables(mean, var, affine[0], affine[1], epsilon, centre)
         grad_tables = GradientTables(gain, offset, *moments, 2.0 * quadratic, linear)
@@ -179,14 +185,14 @@ def _(grad: Tensor, x: Tensor, *constants: Any) -> tuple[Tensor, Tensor, Tensor]
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     del output
     ctx.save_for_backward(*inputs[:10])
-    ctx.epsilon = inputs[10]
+    ctx.options = inputs[10:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if any(ctx.needs_input_grad[1:8]):
         raise NotImplementedError("mixture_normalize has gradients by x, scale and bias only: detach the rest")
-    grad_x, grad_scale, grad_bias = mixture_normalize_backward(grad, *ctx.saved_tensors, ctx.epsilon)
-    return grad_x, *[None] * 7, grad_scale, grad_bias, None
+    grad_x, grad_scale, grad_bias = mixture_normalize_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return grad_x, *[None] * 7, grad_scale, grad_bias, None, None
 
 
 mixture_normalize.register_autograd(_backward, setup_context=_save_for_backward)

@@ -13,6 +13,7 @@ from cbn_deploy.norm.layers import (
     SplitBatchNorm2d,
     split_path,
 )
+from cbn_deploy.norm.synchronized import SynchronizedBatchNorm2d, synchronize
 
 __all__ = [
     "CompoundBatchNorm2d",
@@ -22,10 +23,12 @@ __all__ = [
     "MixtureHealth",
     "NormConfig",
     "SplitBatchNorm2d",
+    "SynchronizedBatchNorm2d",
     "class_groups",
     "compound_batch_norm_naive",
     "convert_batchnorm",
     "freeze",
     "mixture_health",
     "split_path",
+    "synchronize",
 ]

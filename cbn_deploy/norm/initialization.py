@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from cbn_deploy.norm.config import Initialization
-from cbn_deploy.norm.functional import batch_moments
+from cbn_deploy.norm.functional import group_moments
+from cbn_deploy.norm.ranks import moments_of_all_ranks, random_pixels_of_all_ranks
 from cbn_deploy.norm.statistics import MixtureStatistics
 
 __all__ = ["initial_statistics", "statistics_of_first_batch"]
@@ -37,11 +38,18 @@ def initial_statistics(policy: Initialization, components: int, num_features: in
     return MixtureStatistics(tau, mean, var)
 
 
-def statistics_of_first_batch(x: Tensor, components: int) -> MixtureStatistics:
-    """Means at M random pixels of ``x`` (B, D, *spatial), the batch's variance for all, tau = 1/M; no gradient."""
+def statistics_of_first_batch(x: Tensor, components: int, synchronized: bool = False) -> MixtureStatistics:
+    """Means at M random pixels of ``x`` (B, D, *spatial), the batch's variance for all, tau = 1/M; no gradient.
+
+    ``synchronized``: of all ranks' x, joined.
+    """
     x = x.detach()
-    _, var = batch_moments(x)
     pixels = (x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)).transpose(1, 2).reshape(-1, x.shape[1])
-    chosen = torch.randint(len(pixels), (components,), device=x.device)
     tau = x.new_full((components,), 1.0 / components)
-    return MixtureStatistics(tau, pixels[chosen], var.expand(components, -1).clone())
+    batch = group_moments(x, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
+    if synchronized:
+        batch = moments_of_all_ranks(batch, torch.zeros_like(batch.mean))
+        means = random_pixels_of_all_ranks(pixels, components)
+    else:
+        means = pixels[torch.randint(len(pixels), (components,), device=x.device)]
+    return MixtureStatistics(tau, means, batch.var.expand(components, -1).clone())

@@ -19,6 +19,7 @@ import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
 from cbn_deploy.norm import functional
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.initialization import initial_statistics, statistics_of_first_batch
+from cbn_deploy.norm.ranks import moments_of_all_ranks
 from cbn_deploy.norm.statistics import READINGS, MixtureStatistics, TrainingStep
 
 __all__ = ["CompoundBatchNorm2d", "DualPathBatchNorm2d", "MixtureBatchNorm", "SplitBatchNorm2d", "split_path"]
@@ -33,6 +34,9 @@ class MixtureBatchNorm(nn.Module):
 
     Input (B, D, *spatial) with any number of spatial axes, float32 or float64; output alike. In training at least two
     pixels a channel are needed, as in torch's batch norm.
+
+    Attributes:
+        synchronized: moments are those of all ranks' pixels (:func:`cbn_deploy.norm.synchronize`).
     """
 
     running_tau: Tensor
@@ -47,6 +51,7 @@ class MixtureBatchNorm(nn.Module):
         self.num_features = num_features
         self.config = config or NormConfig()
         self.density_scale = self.config.density_factor(num_features)
+        self.synchronized = False
         shape = (self.config.components, num_features)
         self.weight = nn.Parameter(torch.ones(shape))
         self.bias = nn.Parameter(torch.zeros(shape))
@@ -80,7 +85,7 @@ class MixtureBatchNorm(nn.Module):
             frozen: Tensor = torch.ops.cbn.compound_batch_norm(x, *self._constants())
             return frozen
         if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
-            self._store(statistics_of_first_batch(x, self.config.components))
+            self._store(statistics_of_first_batch(x, self.config.components, self.synchronized))
         x, eps = x.contiguous(), self.config.eps  # once, not in every operator
         w, centre, quadratic, linear, *moments = torch.ops.cbn.mixture_statistics(
             x.detach(), *self.running, eps, self.density_scale
@@ -89,7 +94,7 @@ class MixtureBatchNorm(nn.Module):
             quadratic, linear = torch.zeros_like(quadratic), torch.zeros_like(linear)
         mean, var, inverse_mass, _ = self._learn(functional.Moments(*moments), update_tau=True)
         y: Tensor = torch.ops.cbn.mixture_normalize(
-            x, w, centre, quadratic, linear, mean, var, inverse_mass, self.weight, self.bias, eps
+            x, w, centre, quadratic, linear, mean, var, inverse_mass, self.weight, self.bias, eps, self.synchronized
         )
         return y
 
@@ -104,10 +109,15 @@ class MixtureBatchNorm(nn.Module):
         if self.training:
             moments = functional.group_moments(x, groups, self.config.components)
             mean, var, inverse_mass, _ = self._learn(moments, update_tau=False)
-        y: Tensor = torch.ops.cbn.split_normalize(x, groups, mean, var, inverse_mass, weight, bias, self.config.eps)
+        synchronized = self.synchronized and self.training
+        y: Tensor = torch.ops.cbn.split_normalize(
+            x, groups, mean, var, inverse_mass, weight, bias, self.config.eps, synchronized
+        )
         return y
 
     def _learn(self, batch: functional.Moments, update_tau: bool) -> TrainingStep:
+        if self.synchronized:
+            batch = moments_of_all_ranks(batch, self.running_mean)
         step = READINGS[self.config.statistics](self.running, batch, self.config.momentum, update_tau)
         self._store(step.running)
         self.num_batches_tracked = self.num_batches_tracked + 1
@@ -121,7 +131,7 @@ class MixtureBatchNorm(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"expected (B, {self.num_features}, *spatial), got {tuple(x.shape)}")
-        if self.training and x.numel() // self.num_features < 2:
+        if self.training and not self.synchronized and x.numel() // self.num_features < 2:
             raise ValueError(f"training needs at least two pixels a channel, got {tuple(x.shape)}")
 
 
