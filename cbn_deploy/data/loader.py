@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from cbn_deploy.data.config import ViewConfig
 from cbn_deploy.data.image_set import ImageSet, LongTailedData
 from cbn_deploy.data.samplers import Sampling, epoch_order, repetitions
+from cbn_deploy.data.sharding import Sharding
 from cbn_deploy.data.transforms import Views
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
@@ -28,17 +30,41 @@ _Key = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """B training images.
+    """B training images: those of one optimizer step, or this process's part of them.
 
     Attributes:
         strong: float32 (B, 3, H, W), the strong view.
         weak: float32 (B, 3, H, W), the weak view of the same images, or ``None``.
         labels: int64 (B,).
+        weight: B by the images of the whole step; over its portions and ranks the weights sum to 1.
+        ends_step: whether no portion of the same step follows.
     """
 
     strong: torch.Tensor
     weak: torch.Tensor | None
     labels: torch.Tensor
+    weight: float = 1.0
+    ends_step: bool = True
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The same on ``device``; from pinned memory the copy runs beside what the device computes."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TrainingBatch:
+        """The same in memory that a GPU can read by itself; the DataLoader calls it."""
+        return self._changed(torch.Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainingBatch:
+        weak = None if self.weak is None else change(self.weak)
+        return replace(self, strong=change(self.strong), weak=weak, labels=change(self.labels))
+
+
+class _Portion(NamedTuple):
+    """What becomes one :class:`TrainingBatch`."""
+
+    keys: list[_Key]
+    weight: float
+    ends_step: bool
 
 
 class _ViewDataset(Dataset["TrainingBatch | DataError"]):
@@ -51,17 +77,15 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
         self._seed = seed
         self._two_views = two_views
 
-    def __getitem__(self, key: _Key) -> TrainingBatch | DataError:
-        return self.__getitems__([key])
-
-    def __getitems__(self, keys: Sequence[_Key]) -> TrainingBatch | DataError:
+    def __getitem__(self, portion: _Portion) -> TrainingBatch | DataError:
         # Returned, not raised: torch buries an error raised in a worker under that process's traceback.
         try:
-            return self._batch(keys)
+            return self._batch(portion)
         except DataError as error:
             return error
 
-    def _batch(self, keys: Sequence[_Key]) -> TrainingBatch:
+    def _batch(self, portion: _Portion) -> TrainingBatch:
+        keys = portion.keys
         strong = [self._views.strong(self._images, key[1], self._generator(_STRONG, key)) for key in keys]
         weak = None
         if self._two_views:
@@ -70,6 +94,8 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
             strong=self._tensor(strong),
             weak=None if weak is None else self._tensor(weak),
             labels=torch.from_numpy(self._images.labels[[index for _, index, _ in keys]]),
+            weight=portion.weight,
+            ends_step=portion.ends_step,
         )
 
     def _generator(self, kind: int, key: _Key) -> np.random.Generator:
@@ -78,31 +104,39 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
         return np.random.default_rng((kind, self._seed, epoch, index, *([repetition] if repetition else [])))
 
     def _tensor(self, views: list[NDArray[np.uint8]]) -> torch.Tensor:
-        return torch.from_numpy(normalize(np.stack(views), self._preprocessing))
+        shape = (0, self._preprocessing.height, self._preprocessing.width, 3)
+        pixels = np.stack(views) if views else np.empty(shape, np.uint8)
+        return torch.from_numpy(normalize(pixels, self._preprocessing))
 
 
 class _EpochSampler:
-    """Batches of keys; the order depends on (seed, epoch) alone."""
+    """This process's portions of batches; the order depends on (seed, epoch) alone."""
 
-    def __init__(self, labels: NDArray[np.int64], batch_size: int, seed: int, sampling: Sampling) -> None:
+    def __init__(
+        self, labels: NDArray[np.int64], batch_size: int, seed: int, sampling: Sampling, sharding: Sharding
+    ) -> None:
         self._labels = labels
         self._batch_size = batch_size
         self._seed = seed
         self._sampling = sampling
+        self._sharding = sharding
         self.epoch = 0
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
         full, rest = divmod(len(self._labels), self._batch_size)
         return full + (rest > 1)
 
-    def __iter__(self) -> Iterator[list[_Key]]:
-        epoch = self.epoch
-        order = epoch_order(self._labels, self._sampling, seed=self._seed, epoch=epoch)
-        shown, repeated = order.tolist(), repetitions(order).tolist()
-        for batch in range(len(self)):
-            start = batch * self._batch_size
-            end = start + self._batch_size
-            yield [(epoch, i, r) for i, r in zip(shown[start:end], repeated[start:end], strict=True)]
+    def __iter__(self) -> Iterator[_Portion]:
+        order = epoch_order(self._labels, self._sampling, seed=self._seed, epoch=self.epoch)
+        keys = [(self.epoch, *shown) for shown in zip(order.tolist(), repetitions(order).tolist(), strict=True)]
+        for step in range(self.steps):
+            batch = keys[step * self._batch_size : (step + 1) * self._batch_size]
+            shares = self._sharding.shares(len(batch))
+            for number, share in enumerate(shares, start=1):
+                mine = batch[share.start : share.stop]
+                yield _Portion(mine, len(mine) / len(batch), number == len(shares))
 
 
 def _identity(batch: TrainingBatch | DataError) -> TrainingBatch | DataError:
@@ -118,13 +152,15 @@ def _checked(batch: TrainingBatch | DataError) -> TrainingBatch:
 class TrainingLoader:
     """Shuffled, augmented batches of a training set; make it with :func:`training_loader`."""
 
-    def __init__(self, dataset: _ViewDataset, sampler: _EpochSampler, workers: int) -> None:
+    def __init__(self, dataset: _ViewDataset, sampler: _EpochSampler, workers: int, pinned: bool) -> None:
         self._sampler = sampler
         self._loader: DataLoader[TrainingBatch | DataError] = DataLoader(
             dataset,
-            batch_sampler=sampler,
-            collate_fn=_identity,  # type: ignore[arg-type]  # __getitems__ hands over a finished batch
+            batch_size=None,  # the data set hands over finished batches
+            sampler=sampler,
+            collate_fn=_identity,  # type: ignore[arg-type]  # one batch, where torch declares a list
             num_workers=workers,
+            pin_memory=pinned,
             persistent_workers=workers > 0,
             # DataLoader draws a seed for its workers: not from the global generator, which is the model's.
             generator=torch.Generator(),
@@ -133,8 +169,8 @@ class TrainingLoader:
         )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return len(self._sampler)
+        """Optimizer steps an epoch."""
+        return self._sampler.steps
 
     def epoch(self, epoch: int) -> Iterator[TrainingBatch]:
         """The batches of epoch ``epoch`` (0, 1, ...), the same whenever and in whatever order epochs are asked for.
@@ -157,21 +193,26 @@ def training_loader(
     workers: int = 0,
     two_views: bool = False,
     sampling: Sampling = "instance_balanced",
+    sharding: Sharding | None = None,
+    pinned: bool = False,
 ) -> TrainingLoader:
     """Batches for training.
 
     Every image's augmentation depends only on (seed, epoch, index) and the order only on (seed, epoch): neither the
     number of workers nor a resumed run changes a pixel. An image that a sampling shows again in the same epoch is
-    distorted anew. A trailing batch of one image is dropped, because batch statistics need two.
+    distorted anew. A trailing batch of one image is dropped, because batch statistics need two. The ranks' shares of a
+    batch are together the batch that one process would have.
 
     Args:
         data: its ``train`` set is used.
         views: the augmentation.
-        batch_size: images a batch, at least 2.
+        batch_size: images a batch, over all ranks and portions, at least 2.
         seed: 0 ... 2**32 - 1.
         workers: processes that prepare batches; 0 prepares them in this one.
         two_views: also make the weak view.
         sampling: which images an epoch shows; its length is that of the training set under every sampling.
+        sharding: this process's part of every batch; all of it without.
+        pinned: hand over batches in pinned memory, for a GPU.
 
     Raises:
         DataError: the training set has fewer than two images.
@@ -185,7 +226,8 @@ def training_loader(
     if len(data.train) < 2:
         raise DataError(f"{data.name} has {len(data.train)} training image(s); at least 2 are needed.")
     dataset = _ViewDataset(data, views, seed, two_views)
-    return TrainingLoader(dataset, _EpochSampler(data.train.labels, batch_size, seed, sampling), workers)
+    sampler = _EpochSampler(data.train.labels, batch_size, seed, sampling, sharding or Sharding())
+    return TrainingLoader(dataset, sampler, workers, pinned)
 
 
 def evaluation_batches(

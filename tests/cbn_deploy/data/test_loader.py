@@ -13,6 +13,7 @@ from cbn_deploy.data import (
     load_digits_lt,
     training_loader,
 )
+from cbn_deploy.data.sharding import Sharding
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime import Preprocessing
 
@@ -143,3 +144,65 @@ def test_evaluation_keeps_order_and_resizes_where_the_model_is_larger() -> None:
     batches = list(evaluation_batches(data.test, larger, 2))
     assert [tuple(images.shape) for images, _ in batches] == [(2, 3, 48, 48), (2, 3, 48, 48), (1, 3, 48, 48)]
     assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("sampling", ["instance_balanced", "class_balanced"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_the_shares_of_all_ranks_are_the_batch_of_one_process(sampling, accumulate, world_size) -> None:
+    """Image by image, in order and distorted alike: N ranks train the same run."""
+    data = make_data(35)  # batches of 16, 16 and 3
+
+    def batches(rank: int, world_size: int, portions: int) -> list[TrainingBatch]:
+        sharding = Sharding(rank=rank, world_size=world_size, accumulate=portions)
+        loader = training_loader(
+            data, ViewConfig(), batch_size=16, seed=2, two_views=True, sampling=sampling, sharding=sharding
+        )
+        assert len(loader) == 3
+        return list(loader.epoch(4))
+
+    ranks = [batches(rank, world_size, accumulate) for rank in range(world_size)]
+    whole = batches(0, 1, accumulate)
+    for portion, *shares in zip(whole, *ranks, strict=True):
+        assert {share.ends_step for share in shares} == {portion.ends_step}
+        assert sum(share.weight for share in shares) == pytest.approx(portion.weight)
+        for field in ("strong", "weak", "labels"):
+            assert torch.equal(torch.cat([getattr(share, field) for share in shares]), getattr(portion, field))
+    undivided = batches(0, 1, 1)
+    ends = [number for number, portion in enumerate(whole, start=1) if portion.ends_step]
+    for batch, start, end in zip(undivided, [0, *ends], ends, strict=False):
+        assert torch.equal(torch.cat([portion.strong for portion in whole[start:end]]), batch.strong)
+        assert sum(portion.weight for portion in whole[start:end]) == pytest.approx(1.0)
+        assert min(len(portion.labels) for portion in whole[start:end]) >= 2
+
+
+def test_a_portion_with_one_image_is_not_made_and_an_empty_share_is() -> None:
+    assert [len(share) for share in Sharding(accumulate=4).shares(5)] == [3, 2]
+    assert [len(share) for share in Sharding(accumulate=4).shares(3)] == [3]
+    assert [[len(share) for share in Sharding(rank=rank, world_size=4).shares(3)] for rank in range(4)] == [
+        [1],
+        [1],
+        [1],
+        [0],
+    ]
+    sharding = Sharding(rank=3, world_size=4)
+    (empty,) = training_loader(make_data(3), PLAIN, batch_size=4, seed=0, two_views=True, sharding=sharding).epoch(0)
+    assert empty.strong.shape == (0, 3, 32, 32)
+    assert empty.weak is not None
+    assert empty.weak.dtype == torch.float32
+    assert (empty.labels.shape, empty.labels.dtype, empty.weight) == ((0,), torch.int64, 0.0)
+
+
+def test_a_rank_must_exist() -> None:
+    with pytest.raises(ValueError, match="rank 2 does not exist among 2"):
+        Sharding(rank=2, world_size=2)
+    with pytest.raises(ValueError, match="accumulate must be at least 1"):
+        Sharding(accumulate=0)
+
+
+def test_moving_a_batch_keeps_all_of_it() -> None:
+    batch = TrainingBatch(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]), 0.25, False)
+    moved = batch.to(torch.device("meta"))
+    assert {moved.strong.device.type, moved.weak.device.type, moved.labels.device.type} == {"meta"}
+    assert (moved.weight, moved.ends_step) == (0.25, False)
+    assert TrainingBatch(batch.strong, None, batch.labels).to(torch.device("meta")).weak is None
