@@ -41,6 +41,11 @@ LIMITS: dict[str, Limit] = {
         "how far a logit of a real image may move in float64 when components are pruned, in units of max(1, largest "
         "|logit|): a change of the model, not rounding, a hundred times the limit on logits; top-1 must stay besides",
     ),
+    "self-test": Limit(
+        4.0,
+        "times a logit's error on the exporting machine, where that is more than the limit on logits: another machine "
+        "or runtime sums in another order",
+    ),
     "tie": Limit(
         2.0,
         "times the image's limit on logits: two classes closer than that in float64 are a tie, and either may win",

@@ -31,6 +31,7 @@ from export.parity_report import ParityReport
 from export.passes import DescribePass
 from export.precision import DEFAULT_MAX_DROP, PrecisionReport, PrecisionRequest, check_request, lower_precision
 from export.prune_components import PruningReport, prune_components
+from export.self_test import record_self_test
 from export.to_onnx import build_graph, inline
 
 __all__ = ["ExportOptions", "ExportResult", "export_checkpoint"]
@@ -130,6 +131,7 @@ def export_checkpoint(
         source_sha256=source_sha256,
         tool_versions={**loaded.description.tool_versions, "cbn-deploy": __version__, **package_versions(_TOOLS)},
         precision=options.precision,
+        self_test=record_self_test(model, ir.serde.serialize_model(final), preprocessing).to_dict(),
         parity=parity.to_dict() if pruning is None else {**parity.to_dict(), "pruning": pruning.to_dict()},
     )
     DescribePass(description, __version__)(final)

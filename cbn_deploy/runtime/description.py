@@ -103,6 +103,8 @@ class ModelDescription:
             held-out images at :data:`ENERGY_LEVELS`; a group of too few images is left out. Empty: never measured.
         occupancy: layer -> the share of the pixels of real held-out images that each Gaussian claims, (M,), sums to 1.
             Empty: never measured.
+        self_test: what synthetic images must give (:class:`cbn_deploy.runtime.self_test.SelfTest`); empty in a
+            checkpoint.
         format_version: version of this layout.
     """
 
@@ -119,6 +121,7 @@ class ModelDescription:
     temperature: float | None = None
     energy_quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     occupancy: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    self_test: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -175,6 +178,7 @@ class ModelDescription:
                 temperature=None if plain.get("temperature") is None else float(plain["temperature"]),
                 energy_quantiles=_number_lists(plain.get("energy_quantiles", {})),
                 occupancy=_number_lists(plain.get("occupancy", {})),
+                self_test=dict(plain.get("self_test", {})),
                 format_version=version,
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -1,0 +1,46 @@
+"""Record what the file's self-test must give: the checkpoint's logits in float64, and how far the file may be off."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cbn_deploy.native_library import native_library
+from cbn_deploy.runtime.description import Preprocessing
+from cbn_deploy.runtime.self_test import SelfTest, self_test_images
+from export.limits import LIMITS
+from export.op import DOMAIN
+from export.op_check import ort_session
+from export.to_onnx import INPUT_NAME, OUTPUT_NAME
+
+__all__ = ["record_self_test"]
+
+
+def record_self_test(model: nn.Module, exported: onnx.ModelProto, preprocessing: Preprocessing) -> SelfTest:
+    """The self-test of ``exported``, the file's graph, made from the network ``model`` in eval mode.
+
+    A logit may differ from the network's in float64 by the parity gate's limit on logits, or by a few times as much as
+    it does here and now if that is more: a network that amplifies rounding, or a lower precision.
+    """
+    images = self_test_images(preprocessing)
+    with torch.inference_mode():
+        exact: NDArray[np.float64] = copy.deepcopy(model).double()(torch.from_numpy(images).double()).numpy()
+    deviation = np.max([np.abs(found - exact).max(axis=1) for found in _run(exported, images)], axis=0)
+    size = np.maximum(1.0, np.abs(exact).max(axis=1))
+    allowed = np.maximum(LIMITS["logits"].value * size, LIMITS["self-test"].value * deviation)
+    return SelfTest(logits=exact, allowed=allowed)
+
+
+def _run(exported: onnx.ModelProto, images: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+    """The file's logits by the op's bodies and, where they are installed, by the native kernels."""
+    has_op = any(node.domain == DOMAIN for node in exported.graph.node)
+    sessions = [ort_session(exported)]
+    native = native_library() if has_op else None
+    if native is not None:
+        sessions.append(ort_session(exported, native))
+    return [session.run([OUTPUT_NAME], {INPUT_NAME: images})[0].astype(np.float64) for session in sessions]
