@@ -31,8 +31,8 @@ from cbn_deploy.machine import describe_machine, is_busy
 from cbn_deploy.models import create_model
 from cbn_deploy.native_library import native_library
 from cbn_deploy.norm import split_path
-from cbn_deploy.training.losses import log_class_prior
-from cbn_deploy.training.recipe import Recipe, apply_settings, get_recipe
+from cbn_deploy.training import Recipe, apply_settings, get_recipe
+from cbn_deploy.training.classification import classification_loss
 from cbn_deploy.training.step import step_losses
 
 REFERENCE = "batch norm"
@@ -81,7 +81,8 @@ def _split_path(model: nn.Module, batch: TrainingBatch, recipe: Recipe) -> Tenso
 
 def _full_step(model: nn.Module, batch: TrainingBatch, recipe: Recipe) -> Tensor:
     """Weak and strong view, both paths, all losses: the recipe's own step."""
-    return step_losses(model, batch, recipe, log_class_prior([100] * CLASSES)).total
+    classify = classification_loss(recipe.loss, [100] * CLASSES)
+    return step_losses(model, batch, recipe, classify).total
 
 
 def _same_passes(model: nn.Module, batch: TrainingBatch, recipe: Recipe) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cbn_deploy.norm.config import NormConfig
-from cbn_deploy.norm.layers import CompoundBatchNorm2d, DualPathBatchNorm2d
+from cbn_deploy.norm.layers import CompoundBatchNorm2d, DualPathBatchNorm2d, MixtureBatchNorm
 
 __all__ = ["convert_batchnorm"]
 
@@ -67,9 +67,7 @@ def _converted(
 
 
 @torch.no_grad()
-def _carry_over(
-    source: nn.BatchNorm2d, layer: CompoundBatchNorm2d | DualPathBatchNorm2d, symmetry_break: float
-) -> None:
+def _carry_over(source: nn.BatchNorm2d, layer: MixtureBatchNorm, symmetry_break: float) -> None:
     mean, var = source.running_mean, source.running_var
     assert mean is not None  # noqa: S101 - checked by the caller
     assert var is not None  # noqa: S101
@@ -83,7 +81,9 @@ def _carry_over(
     layer.running_var = var.expand_as(layer.running_var).clone()
     layer.weight.copy_(gamma.expand_as(layer.weight))
     layer.bias.copy_(beta + gamma * spread / sigma)
-    if isinstance(layer, DualPathBatchNorm2d) and layer.config.split_affine == "separate":
+    if isinstance(layer, DualPathBatchNorm2d) and layer.split is not None:
+        _carry_over(source, layer.split, symmetry_break)
+    elif isinstance(layer, DualPathBatchNorm2d) and layer.config.split_affine == "separate":
         layer.split_weight.copy_(layer.weight)
         layer.split_bias.copy_(layer.bias)
     if source.num_batches_tracked is not None:

@@ -18,18 +18,31 @@ def reason_without_effect(recipe: Recipe, key: str) -> str | None:
     padded = recipe.views.crop == "padded"
     reasons = (
         (batch_norm and key.startswith("norm."), f"{recipe.model} is a batch-norm model"),
+        *_norm_reasons(recipe, key),
         (not recipe.dual_path and key == "loss.split_weight", "only one path is trained"),
         (
             key == "loss.consistency_weight" and not recipe.dual_path and recipe.loss.paths != "two_views",
             "only one path and one view are trained",
         ),
-        (recipe.norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
         *_data_reasons(recipe.data.source, key),
         *_loss_reasons(recipe, key),
         (padded and key == "views.min_area", "it is for views.crop=resized"),
         (not padded and key == "views.padding", "it is for views.crop=padded"),
     )
     return next((reason for applies, reason in reasons if applies), None)
+
+
+def _norm_reasons(recipe: Recipe, key: str) -> tuple[tuple[bool, str], ...]:
+    norm = recipe.norm
+    split_keys = ("norm.split_affine", "norm.split_groups", "norm.class_grouping")
+    posterior_keys = ("norm.density_scale", "norm.posterior_gradient")
+    return (
+        (not recipe.dual_path and key in split_keys, "no split path is trained"),
+        (norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
+        (norm.groups == 1 and key == "norm.class_grouping", "all classes are in one group"),
+        (norm.components == 1 and key in posterior_keys, "one Gaussian has every pixel"),
+        (recipe.init_from is not None and key == "norm.initialization", "the statistics come from init_from"),
+    )
 
 
 def _data_reasons(source: str, key: str) -> tuple[tuple[bool, str], ...]:

@@ -19,7 +19,6 @@ from cbn_deploy.training.config import OptimizerConfig, ScheduleConfig, require
 from cbn_deploy.training.loss_config import DecoupledConfig, LossConfig, check_stages
 
 __all__ = [
-    "RECIPES",
     "SHORT_KEYS",
     "DecoupledConfig",
     "LossConfig",
@@ -27,7 +26,6 @@ __all__ = [
     "Recipe",
     "ScheduleConfig",
     "apply_settings",
-    "get_recipe",
     "setting_help",
 ]
 
@@ -37,9 +35,10 @@ class Recipe:
     """A whole run.
 
     Attributes:
-        name: key in :data:`RECIPES`.
+        name: as in :mod:`cbn_deploy.training.catalog`.
         model: architecture; with the suffix ``-bn`` the batch-norm twin, trained on one path with the strong view.
         seed: of weights, order and augmentation.
+        init_from: file of weights to start from, see :mod:`cbn_deploy.training.pretrained`; ``None`` starts afresh.
         data: which images.
         sampling: how an epoch draws its images (:mod:`cbn_deploy.data.samplers`).
         views: weak and strong augmentation.
@@ -53,6 +52,7 @@ class Recipe:
     name: str
     model: str = "resnet32"
     seed: int = 0
+    init_from: str | None = None
     data: DataConfig
     sampling: Sampling = "instance_balanced"
     views: ViewConfig = field(default_factory=ViewConfig)
@@ -126,40 +126,6 @@ SHORT_KEYS: Mapping[str, str] = {
 }
 # What a recipe is: changing these would make it another recipe.
 _FIXED_KEYS = ("name", "data.source")
-
-_CIFAR_SCHEDULE = ScheduleConfig(epochs=400)
-
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="digits-lt",
-            model="resnet20",
-            data=DataConfig(source="digits-lt"),
-            views=ViewConfig(padding=2, flip=False, autoaugment=False, cutout=8),
-            schedule=ScheduleConfig(epochs=24, batch_size=32),
-        ),
-        Recipe(name="cifar10-lt", data=DataConfig(source="cifar10-lt"), schedule=_CIFAR_SCHEDULE),
-        Recipe(name="cifar100-lt", data=DataConfig(source="cifar100-lt"), schedule=_CIFAR_SCHEDULE),
-        Recipe(
-            name="image-folder",
-            data=DataConfig(source="image-folder", image_size=64),
-            views=ViewConfig(crop="resized"),
-            schedule=ScheduleConfig(epochs=100, batch_size=64),
-        ),
-    )
-}
-
-
-def get_recipe(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    if name not in RECIPES:
-        raise RecipeError(f"There is no recipe {name!r}; {settings.suggest(name, RECIPES)}")
-    return RECIPES[name]
 
 
 def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:

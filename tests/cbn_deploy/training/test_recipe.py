@@ -6,7 +6,8 @@ import pytest
 
 from cbn_deploy.errors import RecipeError
 from cbn_deploy.models import MODEL_NAMES
-from cbn_deploy.training.recipe import RECIPES, SHORT_KEYS, Recipe, apply_settings, get_recipe, setting_help
+from cbn_deploy.training.catalog import RECIPES, get_recipe
+from cbn_deploy.training.recipe import SHORT_KEYS, Recipe, apply_settings, setting_help
 
 DIGITS = RECIPES["digits-lt"]
 

@@ -1,0 +1,90 @@
+"""Every recipe by name: four to start from, and the paper's experiments (:mod:`cbn_deploy.training.experiments`)."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import replace
+
+from cbn_deploy.data import DataConfig, ViewConfig
+from cbn_deploy.errors import RecipeError
+from cbn_deploy.training import settings
+from cbn_deploy.training.config import ScheduleConfig
+from cbn_deploy.training.experiments import ALIASES, EXPERIMENTS, SECTIONS, Section
+from cbn_deploy.training.recipe import Recipe
+
+__all__ = ["RECIPES", "find_sections", "get_recipe", "known_names"]
+
+_CIFAR_SCHEDULE = ScheduleConfig(epochs=400)
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="digits-lt",
+            model="resnet20",
+            data=DataConfig(source="digits-lt"),
+            views=ViewConfig(padding=2, flip=False, autoaugment=False, cutout=8),
+            schedule=ScheduleConfig(epochs=24, batch_size=32),
+        ),
+        Recipe(name="cifar10-lt", data=DataConfig(source="cifar10-lt"), schedule=_CIFAR_SCHEDULE),
+        Recipe(name="cifar100-lt", data=DataConfig(source="cifar100-lt"), schedule=_CIFAR_SCHEDULE),
+        Recipe(
+            name="image-folder",
+            data=DataConfig(source="image-folder", image_size=64),
+            views=ViewConfig(crop="resized"),
+            schedule=ScheduleConfig(epochs=100, batch_size=64),
+        ),
+    )
+}
+
+
+def known_names() -> tuple[str, ...]:
+    """What :func:`get_recipe` takes."""
+    return (*RECIPES, *EXPERIMENTS, *ALIASES)
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name; an alias gives the recipe that it stands for.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    recipe = RECIPES.get(name) or EXPERIMENTS.get(ALIASES.get(name, name))
+    if recipe is None:
+        raise RecipeError(f"There is no recipe {name!r}; {_nearest(name)}")
+    return recipe
+
+
+def find_sections(pattern: str) -> tuple[Section, ...]:
+    """The paper's experiments whose name or table matches, grouped by table.
+
+    Args:
+        pattern: part of a name or of a table's title ("rho100", "table 3"), or a shell pattern for the whole name
+            ("cifar10-lt/*/cbn"); upper and lower case are alike.
+
+    Raises:
+        RecipeError: nothing matches.
+    """
+    wanted = pattern.lower()
+    found = []
+    for section in SECTIONS:
+        whole = wanted in section.title.lower()
+        rows = tuple(row for row in section.rows if whole or _matches(row.name, wanted))
+        if rows:
+            found.append(replace(section, rows=rows))
+    if not found:
+        raise RecipeError(f"No recipe matches {pattern!r}; {_nearest(pattern)}")
+    return tuple(found)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return pattern in name or fnmatch.fnmatch(name, pattern)
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, known_names(), n=3, cutoff=0.6)
+    if near and near[0] not in RECIPES:
+        return f"did you mean {' or '.join(map(repr, near))}? `cbn-train --list` shows every recipe."
+    return settings.suggest(name, RECIPES).removesuffix(".") + ", and the paper's experiments (`cbn-train --list`)."
