@@ -6,6 +6,7 @@ from cbn_deploy.data.data_report import DataReport
 from cbn_deploy.data.digits import load_digits_lt
 from cbn_deploy.data.doctor import check_data
 from cbn_deploy.data.image_set import ArrayImageSet, FileImageSet, ImageSet, LongTailedData
+from cbn_deploy.data.list_report import ListReport
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, evaluation_batches, training_loader
 from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
@@ -20,6 +21,7 @@ __all__ = [
     "DataReport",
     "FileImageSet",
     "ImageSet",
+    "ListReport",
     "LongTailedData",
     "TrainingBatch",
     "TrainingLoader",

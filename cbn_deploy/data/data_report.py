@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cbn_deploy.runtime.description import shot_group
 
-__all__ = ["ClassCount", "DataReport", "Group", "Unreadable"]
+__all__ = ["ClassCount", "DataReport", "Group", "Unreadable", "sentence_about"]
 
 # Fewer training images than this cannot show a class's variety; fewer than two leave nothing to learn from.
 _VERY_SMALL = 5
@@ -98,15 +98,17 @@ class DataReport:
         single = [c.name for c in self.classes if not self.has_test and c.train == 1]
         return [
             "" if len(self.classes) > 1 else f"There is {len(self.classes)} class; a classifier needs at least 2.",
-            _some(no_train, "class has", "classes have", "no training images; add some or remove the class."),
-            _some(no_test, "class has", "classes have", "no test images, so no recall can be given; add some."),
-            _some(
+            sentence_about(no_train, "class has", "classes have", "no training images; add some or remove the class."),
+            sentence_about(
+                no_test, "class has", "classes have", "no test images, so no recall can be given; add some."
+            ),
+            sentence_about(
                 small,
                 "class has",
                 "classes have",
                 f"fewer than {_VERY_SMALL} training images; expect low recall there and add more if you can.",
             ),
-            _some(
+            sentence_about(
                 single, "class has", "classes have", "one image only, so none can be held out for a test; add images."
             ),
         ]
@@ -116,22 +118,22 @@ class DataReport:
             return [" = ".join(group.names[:2]) for group in groups]
 
         return [
-            _some(
+            sentence_about(
                 [file.name for file in self.unreadable],
                 "file is",
                 "files are",
                 "unreadable; replace or remove them before training.",
             ),
-            _some(
+            sentence_about(
                 first(self.leaks),
                 "image is",
                 "images are",
                 "in train and in test, which flatters the result; remove them from train.",
             ),
-            _some(
+            sentence_about(
                 first(self.conflicts), "image is", "images are", "filed under several classes; keep the right one only."
             ),
-            _some(
+            sentence_about(
                 first(self.duplicates),
                 "image is",
                 "images are",
@@ -181,7 +183,7 @@ class DataReport:
             console.print(f"[yellow]Problem:[/yellow] {escape(problem)}")
 
 
-def _some(names: list[str], one: str, many: str, rest: str) -> str:
+def sentence_about(names: list[str], one: str, many: str, rest: str) -> str:
     """ "2 classes have (a, b) no ..." or nothing if there are none; names the first three."""
     if not names:
         return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,12 @@ from PIL import Image
 
 from cbn_deploy.data.config import DataConfig
 from cbn_deploy.data.data_report import ClassCount, DataReport, Group, Unreadable
-from cbn_deploy.data.image_set import ImageSet, read_image
+from cbn_deploy.data.image_set import ImageSet, image_kind, read_image
+from cbn_deploy.data.list_doctor import check_published
+from cbn_deploy.data.list_report import ListReport
 from cbn_deploy.data.listing import LabelledFile, Listing
 from cbn_deploy.data.load import load_data
+from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.data.user_images import list_images
 from cbn_deploy.errors import CbnError, DataError
 
@@ -48,10 +50,13 @@ class _Findings:
     by_content: dict[bytes, list[_Sample]] = field(default_factory=lambda: defaultdict(list))
 
 
-def check_data(config: DataConfig, data_dir: Path | None = None, progress: Progress | None = None) -> DataReport:
+def check_data(
+    config: DataConfig, data_dir: Path | None = None, progress: Progress | None = None
+) -> DataReport | ListReport:
     """Decode every image and report counts, damage, duplicates and leaks. Damaged files are reported, never raised.
 
-    Two images are the same if their decoded RGB pixels are, whatever the files' names and formats.
+    Two images are the same if their decoded RGB pixels are, whatever the files' names and formats. Of the published
+    sets, too large for that, every line and file entry but only a sample of images is examined (``check_published``).
 
     Args:
         config: which data set; for an image folder even a set that ``load_data`` refuses is examined.
@@ -59,11 +64,14 @@ def check_data(config: DataConfig, data_dir: Path | None = None, progress: Progr
         progress: called with (images done, images in all).
 
     Raises:
-        DataError: there is nothing to examine.
+        DataError: there is nothing to examine, or a list is malformed.
     """
-    if config.source == "image-folder":
-        if data_dir is None:
-            raise DataError("image-folder needs its images: say where they are with --data DIR.")
+    if data_dir is None and (config.source == "image-folder" or config.source in PUBLISHED_SETS):
+        raise DataError(f"{config.source} needs its images: say where they are with --data DIR.")
+    if data_dir is not None and config.source in PUBLISHED_SETS:
+        lists = None if config.lists is None else Path(config.lists)
+        return check_published(PUBLISHED_SETS[config.source], data_dir, lists, progress)
+    if data_dir is not None and config.source == "image-folder":
         listing = list_images(data_dir)
         samples = _listed_samples(listing)
         return _report(listing.root.resolve().name, listing, samples, _examine(samples, progress))
@@ -102,21 +110,11 @@ def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings
             findings.unreadable.append(Unreadable(sample.name, str(error)))
         else:
             findings.sizes[image.size] += 1
-            findings.kinds[_kind(sample.path)] += 1
+            findings.kinds["array RGB" if sample.path is None else image_kind(sample.path)] += 1
             findings.by_content[_fingerprint(image)].append(sample)
         if progress is not None:
             progress(done, len(samples))
     return findings
-
-
-def _kind(path: Path | None) -> str:
-    """Such as "JPEG RGB": format and colour mode of a file that has already been decoded once."""
-    if path is None:
-        return "array RGB"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as decoding did: Pillow remarks on odd headers
-        with Image.open(path) as image:
-            return f"{image.format} {image.mode}"
 
 
 def _fingerprint(image: Image.Image) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import decode_image, resize
 
-__all__ = ["ArrayImageSet", "FileImageSet", "ImageSet", "LongTailedData", "read_image"]
+__all__ = ["ArrayImageSet", "FileImageSet", "ImageSet", "LongTailedData", "image_kind", "read_image"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -31,6 +32,14 @@ def read_image(path: Path) -> Image.Image:
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     return decode_image(content)
+
+
+def image_kind(path: Path) -> str:
+    """Such as "JPEG RGB": format and colour mode of a file that :func:`read_image` has accepted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as decoding did: Pillow remarks on odd headers
+        with Image.open(path) as image:
+            return f"{image.format} {image.mode}"
 
 
 class ImageSet(ABC):
