@@ -60,8 +60,15 @@ def test_every_operation_documents_its_errors(colours_path: Path) -> None:
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",
-        "/v2/models/{model}",
-        "/v2/models/{model}/ready",
+        "/v2/models/stats",
+        "/v2/repository/index",
+        "/v2/repository/models/{model}/load",
+        "/v2/repository/models/{model}/unload",
+        *(
+            f"/v2/models/{{model}}{version}{action}"
+            for version in ("", "/versions/{version}")
+            for action in ("", "/ready", "/config", "/stats", "/infer")
+        ),
     }
     documented = set(paths["/v1/classify"]["post"]["responses"])
     assert documented == {"200", "400", "401", "404", "408", "413", "415", "422", "500", "503", "504"}

@@ -1,0 +1,141 @@
+"""`/v2/models/{model}/infer`: tensors in, tensors out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from cbn_deploy.runtime import Prediction
+from serving.api.v2.answer import Answer, encode_answer, json_values, requested_outputs
+from serving.api.v2.compression import accepted_coding, compress, content_coding, decompress
+from serving.api.v2.inputs import read_input
+from serving.api.v2.request import InferRequest, RequestedOutput, header_length, parse_request
+from serving.api.v2.schemas import INFER_BODY, INFER_RESPONSES, InferResponse
+from serving.body import read_body
+from serving.errors import ApiError
+from serving.models import ServedModel
+from serving.services import Services, ServicesOf
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v2")
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+_ALIGNMENT = 16
+
+# What takes longer than about a millisecond would keep every other client waiting, so a thread does it.
+_INLINE_JSON_BYTES = 64 * 2**10
+_INLINE_BODY_BYTES = 4 * 2**20
+_INLINE_JSON_VALUES = 16 * 2**10
+_INLINE_COMPRESS_BYTES = 16 * 2**10
+
+
+@router.post(
+    "/models/{model}/infer",
+    response_model=InferResponse,
+    responses=INFER_RESPONSES,
+    openapi_extra=INFER_BODY,
+)
+@router.post(
+    "/models/{model}/versions/{version}/infer",
+    response_model=InferResponse,
+    responses=INFER_RESPONSES,
+    openapi_extra=INFER_BODY,
+)
+async def infer(request: Request, model: str, services: ServicesOf, version: str | None = None) -> Response:
+    """Classify the tensor `images` or the files `image_bytes`: logits and, where the model returns them, posteriors."""
+    with services.admission.admit():
+        served = services.registry.get(model, version)
+        body = await _read(request, services)
+        loop = asyncio.get_running_loop()
+        arrived = loop.time()
+        parsed, given = await _parse(body, request, served, services)
+        outputs = requested_outputs(parsed, served)
+        limit = min(parsed.timeout or services.settings.timeout, services.settings.timeout)
+        images = given if isinstance(given, np.ndarray) else await _decode(given, served, services, limit)
+        predicted = await served.predict(images, deadline=arrived + limit)
+        _record(request, services, served, len(images), predicted.queue_seconds, predicted.inference_seconds)
+        answer = await _encode(parsed, served, outputs, predicted.prediction, services)
+        return await _respond(answer, request, services)
+
+
+async def _read(request: Request, services: Services) -> memoryview:
+    """The body, unpacked."""
+    settings = services.settings
+    coding = content_coding(request.headers.get("content-encoding", ""))
+    text = request.headers.get(_HEADER_LENGTH, "")
+    # So that the tensor behind the JSON is aligned and need not be copied; a wrong length is refused later.
+    front = -int(text[-4:]) % _ALIGNMENT if text.isascii() and text.isdecimal() else 0
+    body = await read_body(request, settings.max_upload_bytes, settings.upload_timeout, front=front)
+    if coding is None:
+        return body
+    return await services.decoder.run(decompress, body, coding, settings.max_upload_bytes)
+
+
+async def _parse(
+    body: memoryview, request: Request, served: ServedModel, services: Services
+) -> tuple[InferRequest, NDArray[np.float32] | list[bytes]]:
+    json_bytes = header_length(request.headers.get(_HEADER_LENGTH), len(body))
+    size = served.description.preprocessing
+    shape = (3, size.height, size.width)
+
+    def parse() -> tuple[InferRequest, NDArray[np.float32] | list[bytes]]:
+        parsed = parse_request(body, json_bytes)
+        return parsed, read_input(parsed, shape, services.settings.max_images)
+
+    if json_bytes <= _INLINE_JSON_BYTES and len(body) <= _INLINE_BODY_BYTES:
+        return parse()
+    return await services.decoder.run(parse)
+
+
+async def _decode(files: list[bytes], served: ServedModel, services: Services, limit: float) -> NDArray[np.float32]:
+    started = time.perf_counter()
+    try:
+        images = await asyncio.wait_for(services.decoder.decode(files, served.description.preprocessing), limit)
+    except asyncio.TimeoutError:
+        raise ApiError(504, f"The images were not decoded within {limit:g} seconds; send fewer.") from None
+    seconds = time.perf_counter() - started
+    services.metrics.stage_seconds.labels(model=served.name, stage="decode").observe(seconds)
+    return images
+
+
+def _record(
+    request: Request, services: Services, served: ServedModel, images: int, queue: float, inference: float
+) -> None:
+    metrics = services.metrics
+    metrics.images.labels(model=served.name).inc(images)
+    metrics.stage_seconds.labels(model=served.name, stage="queue").observe(queue)
+    metrics.stage_seconds.labels(model=served.name, stage="inference").observe(inference)
+    request.state.log.update(model=served.name, images=images)
+
+
+async def _encode(
+    parsed: InferRequest,
+    served: ServedModel,
+    outputs: Sequence[RequestedOutput],
+    prediction: Prediction,
+    services: Services,
+) -> Answer:
+    if json_values(outputs, prediction) <= _INLINE_JSON_VALUES:
+        return encode_answer(parsed, served, outputs, prediction)
+    return await services.decoder.run(encode_answer, parsed, served, outputs, prediction)
+
+
+async def _respond(answer: Answer, request: Request, services: Services) -> Response:
+    body, headers = answer.body, {}
+    if answer.json_bytes is not None:
+        headers[_HEADER_LENGTH] = str(answer.json_bytes)
+    coding = accepted_coding(request.headers.get("accept-encoding", ""))
+    if coding is not None:
+        headers["Content-Encoding"] = coding
+        if len(body) <= _INLINE_COMPRESS_BYTES:
+            body = compress(body, coding)
+        else:
+            body = await services.decoder.run(compress, body, coding)
+    kind = "application/json" if answer.json_bytes is None else "application/octet-stream"
+    return Response(body, headers=headers, media_type=kind)
