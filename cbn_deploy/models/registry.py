@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from cbn_deploy.models.classifier import ClassifierFactory, CosineClassifier
 from cbn_deploy.models.resnet_cifar import CifarResNet, NormFactory
 from cbn_deploy.models.resnet_imagenet import ImageNetResNet
 from cbn_deploy.norm import DualPathBatchNorm2d, NormConfig, class_groups
@@ -38,11 +40,14 @@ class ArchitectureConfig:
         name: one of :data:`MODEL_NAMES`; the suffix ``-bn`` is the same network with plain batch norm.
         num_classes: K.
         norm: the mixture layers' config; ``None`` exactly for the ``-bn`` names.
+        cosine_scale: ``None``: the last layer is linear, with bias; otherwise it is a
+            :class:`cbn_deploy.models.classifier.CosineClassifier` of this scale.
     """
 
     name: str
     num_classes: int
     norm: NormConfig | None = None
+    cosine_scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in MODEL_NAMES:
@@ -51,6 +56,8 @@ class ArchitectureConfig:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if self.name.endswith(BN_SUFFIX) != (self.norm is None):
             raise ValueError(f"{self.name} {'takes no' if self.norm else 'needs a'} norm config")
+        if self.cosine_scale is not None and not 0 < self.cosine_scale < math.inf:
+            raise ValueError(f"cosine_scale must be above 0 or None, got {self.cosine_scale}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types (inverse of :meth:`from_dict`)."""
@@ -59,19 +66,18 @@ class ArchitectureConfig:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> ArchitectureConfig:
         """Rebuild from :meth:`to_dict`; raises KeyError, TypeError or ValueError on unknown or impossible values."""
-        norm = plain["norm"]
+        norm, scale = plain["norm"], plain.get("cosine_scale")
         return cls(
             name=str(plain["name"]),
             num_classes=int(plain["num_classes"]),
             norm=None if norm is None else NormConfig.from_dict(norm),
+            cosine_scale=None if scale is None else float(scale),
         )
 
 
 def bn_twin(architecture: ArchitectureConfig) -> ArchitectureConfig:
     """The same network with plain batch normalisation."""
-    return ArchitectureConfig(
-        name=architecture.name.removesuffix(BN_SUFFIX) + BN_SUFFIX, num_classes=architecture.num_classes
-    )
+    return dataclasses.replace(architecture, name=architecture.name.removesuffix(BN_SUFFIX) + BN_SUFFIX, norm=None)
 
 
 def create_model(architecture: ArchitectureConfig, class_counts: Sequence[int] | None = None) -> nn.Module:
@@ -85,9 +91,17 @@ def create_model(architecture: ArchitectureConfig, class_counts: Sequence[int] |
         A module from images (B, 3, H, W) to logits (B, K).
     """
     name, norm = architecture.name.removesuffix(BN_SUFFIX), _norm_factory(architecture, class_counts)
+    classifier = _classifier_factory(architecture)
     if name in _IMAGENET_BLOCKS:
-        return ImageNetResNet(_IMAGENET_BLOCKS[name], architecture.num_classes, norm)
-    return CifarResNet(_CIFAR_DEPTHS[name], architecture.num_classes, norm)
+        return ImageNetResNet(_IMAGENET_BLOCKS[name], architecture.num_classes, norm, classifier)
+    return CifarResNet(_CIFAR_DEPTHS[name], architecture.num_classes, norm, classifier)
+
+
+def _classifier_factory(architecture: ArchitectureConfig) -> ClassifierFactory:
+    scale = architecture.cosine_scale
+    if scale is None:
+        return nn.Linear
+    return lambda in_features, num_classes: CosineClassifier(in_features, num_classes, scale)
 
 
 def _norm_factory(architecture: ArchitectureConfig, class_counts: Sequence[int] | None) -> NormFactory:

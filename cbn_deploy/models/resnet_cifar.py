@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cbn_deploy.models.classifier import ClassifierFactory
+
 __all__ = ["CifarResNet", "NormFactory"]
 
 NormFactory = Callable[[int], nn.Module]
@@ -44,7 +46,9 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """``depth`` = 6 n + 2 layers; input (B, 3, H, W) with H, W >= 4, output logits (B, num_classes)."""
 
-    def __init__(self, depth: int, num_classes: int, norm: NormFactory) -> None:
+    def __init__(
+        self, depth: int, num_classes: int, norm: NormFactory, classifier: ClassifierFactory = nn.Linear
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6 n + 2, got {depth}")
@@ -54,7 +58,7 @@ class CifarResNet(nn.Module):
         self.layer1 = _stage(16, 16, blocks, 1, norm)
         self.layer2 = _stage(16, 32, blocks, 2, norm)
         self.layer3 = _stage(32, 64, blocks, 2, norm)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = classifier(64, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cbn_deploy.models.classifier import ClassifierFactory
 from cbn_deploy.models.resnet_cifar import NormFactory
 
 __all__ = ["ImageNetResNet"]
@@ -46,7 +47,13 @@ class Bottleneck(nn.Module):
 class ImageNetResNet(nn.Module):
     """``blocks`` bottleneck blocks in each of the four stages; input (B, 3, H, W), output logits (B, num_classes)."""
 
-    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, norm: NormFactory) -> None:
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        num_classes: int,
+        norm: NormFactory,
+        classifier: ClassifierFactory = nn.Linear,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(64)
@@ -54,7 +61,7 @@ class ImageNetResNet(nn.Module):
         self.layer2 = _stage(256, 128, blocks[1], 2, norm)
         self.layer3 = _stage(512, 256, blocks[2], 2, norm)
         self.layer4 = _stage(1024, 512, blocks[3], 2, norm)
-        self.fc = nn.Linear(512 * _EXPANSION, num_classes)
+        self.fc = classifier(512 * _EXPANSION, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -15,6 +15,7 @@ from cbn_deploy.data import LongTailedData, evaluation_batches
 from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import mixture_health
 from cbn_deploy.runtime import ModelDescription
+from cbn_deploy.training.decoupled import training_prior
 from cbn_deploy.training.evaluation import evaluate_predictions, most_confused
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.predictions import predict
@@ -45,7 +46,7 @@ def build_checkpoint(recipe: Recipe, data: LongTailedData, model: nn.Module) -> 
         preprocessing=data.preprocessing,
         architecture=architecture.name,
         components=0 if architecture.norm is None else architecture.norm.components,
-        training_prior=_assumed_prior(recipe, data.class_counts),
+        training_prior=training_prior(recipe, data.class_counts),
         tool_versions=tool_versions(),
     )
     return Checkpoint(
@@ -124,12 +125,6 @@ def balanced_sample(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     starts = np.cumsum(sizes) - sizes
     rank_in_class = np.arange(len(labels)) - np.repeat(starts, sizes)
     return np.sort(order[np.argsort(rank_in_class, kind="stable")[:limit]])
-
-
-def _assumed_prior(recipe: Recipe, class_counts: tuple[int, ...]) -> tuple[float, ...]:
-    # A balanced softmax adds the log frequencies while training only, so its logits assume balanced classes.
-    weights = [1] * len(class_counts) if recipe.loss.classification == "balanced_softmax" else class_counts
-    return tuple(weight / sum(weights) for weight in weights)
 
 
 def _sample_images(data: LongTailedData) -> torch.Tensor:

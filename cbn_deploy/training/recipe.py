@@ -87,7 +87,10 @@ class Recipe:
     def architecture(self, num_classes: int) -> ArchitectureConfig:
         """The network for K classes."""
         return ArchitectureConfig(
-            name=self.model, num_classes=num_classes, norm=None if self.is_batch_norm else self.norm
+            name=self.model,
+            num_classes=num_classes,
+            norm=None if self.is_batch_norm else self.norm,
+            cosine_scale=self.loss.ldam_scale if self.loss.classification == "ldam" else None,
         )
 
     def used_settings(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +9,11 @@ from torch import Tensor, nn
 
 from cbn_deploy.data import TrainingBatch
 from cbn_deploy.norm import split_path
-from cbn_deploy.training.losses import balanced_softmax, consistency, cross_entropy, view_consistency
-from cbn_deploy.training.loss_config import LossConfig
+from cbn_deploy.training.classification import Classification
+from cbn_deploy.training.losses import consistency, view_consistency
 from cbn_deploy.training.recipe import Recipe
 
 __all__ = ["StepLosses", "step_losses"]
-
-Classification = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +35,15 @@ class StepLosses:
     logits: Tensor
 
 
-def step_losses(model: nn.Module, batch: TrainingBatch, recipe: Recipe, log_prior: Tensor) -> StepLosses:
+def step_losses(model: nn.Module, batch: TrainingBatch, recipe: Recipe, classify: Classification) -> StepLosses:
     """Lines 3 to 8 of Algorithm 1, in its order: weak compound, weak split, strong compound, strong split.
 
     Args:
-        model: in training mode; every pass updates its running statistics.
+        model: in training mode, where every pass updates its running statistics, unless its features are fixed.
         batch: both views if the recipe needs two.
-        recipe: which paths, losses and weights.
-        log_prior: (K,) of :func:`cbn_deploy.training.losses.log_class_prior`.
+        recipe: which paths, and the weights of their losses.
+        classify: L_cls, of :func:`cbn_deploy.training.classification.classification_loss`.
     """
-    classify = _classification(recipe.loss, log_prior)
     if not recipe.dual_path:
         return _one_path(model, batch, recipe, classify)
     weak = _weak_logits(model, batch) if recipe.two_views else None
@@ -75,12 +71,6 @@ def _one_path(model: nn.Module, batch: TrainingBatch, recipe: Recipe, classify: 
         agreement = view_consistency(logits, weak)
         total = loss + recipe.loss.consistency_weight * agreement
     return StepLosses(total=total, classification=loss, split=None, consistency=agreement, logits=logits)
-
-
-def _classification(loss: LossConfig, log_prior: Tensor) -> Classification:
-    if loss.classification == "cross_entropy":
-        return cross_entropy
-    return lambda logits, labels: balanced_softmax(logits, labels, log_prior)
 
 
 @torch.no_grad()  # Eq. 19 detaches both

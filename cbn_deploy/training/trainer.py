@@ -12,22 +12,29 @@ import torch
 from torch import nn
 
 from cbn_deploy.checkpoint import save_checkpoint
-from cbn_deploy.data import LongTailedData, TrainingBatch, evaluation_batches, load_data, training_loader
+from cbn_deploy.data import (
+    LongTailedData,
+    TrainingBatch,
+    TrainingLoader,
+    evaluation_batches,
+    load_data,
+    training_loader,
+)
 from cbn_deploy.errors import DataError, RecipeError, RuntimeUnavailableError, TrainingError
 from cbn_deploy.models import create_model
 from cbn_deploy.training.artifacts import EVALUATION_BATCH, build_checkpoint, build_report, device_name, run_title
 from cbn_deploy.training.averages import EpochAverages
+from cbn_deploy.training.classification import Classification
+from cbn_deploy.training.decoupled import Stage, StageSwitch, stages
 from cbn_deploy.training.evaluation import Evaluation, evaluate_predictions
 from cbn_deploy.training.folder import RunFolder, check_same_run
 from cbn_deploy.training.interrupts import deferred_interrupt
-from cbn_deploy.training.losses import log_class_prior
 from cbn_deploy.training.metrics_log import EpochMetrics, append_metrics, keep_epochs
 from cbn_deploy.training.optimizer import make_optimizer
 from cbn_deploy.training.predictions import predict
 from cbn_deploy.training.progress import Progress, RunPlan, StepMetrics
 from cbn_deploy.training.recipe import Recipe
 from cbn_deploy.training.report import write_report
-from cbn_deploy.training.schedule import cosine_learning_rate
 from cbn_deploy.training.state import capture_state, restore_state, save_state
 from cbn_deploy.training.step import step_losses
 
@@ -102,17 +109,13 @@ class _Run:
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.data, self.folder, self.device, self.progress = recipe, data, folder, device, progress
-        self.log_prior = _log_prior(data).to(device)
+        self.workers = workers
+        _check_counts(data)
         self.model = _create_model(recipe, data).to(device)
         self.optimizer = make_optimizer(self.model, recipe.optimizer)
-        self.loader = training_loader(
-            data,
-            recipe.views,
-            batch_size=recipe.schedule.batch_size,
-            seed=recipe.seed,
-            workers=workers,
-            two_views=recipe.two_views,
-        )
+        self.stages = StageSwitch(recipe, self.model, self.optimizer)
+        self.stage = stages(recipe)[0]
+        self.loader = self._make_loader(self.stage)
         self.completed_epochs = 0
         self.seconds = 0.0
 
@@ -141,11 +144,11 @@ class _Run:
 
     def train_epoch(self, epoch: int) -> EpochMetrics:
         """One pass over the training set (``epoch`` is 0-based) and, where due, over the test set."""
-        self.model.train()
+        classify = self._enter_stage(epoch)
         averages = EpochAverages()
         start = time.perf_counter()
         for step, batch in enumerate(self.loader.epoch(epoch)):
-            self.train_step(epoch, step, batch, averages)
+            self.train_step(epoch, step, batch, classify, averages)
             speed = averages.images / (time.perf_counter() - start)
             self.progress.step_done(
                 StepMetrics(
@@ -181,19 +184,15 @@ class _Run:
             ece=scores.ece,
         )
 
-    def train_step(self, epoch: int, step: int, batch: TrainingBatch, averages: EpochAverages) -> None:
+    def train_step(
+        self, epoch: int, step: int, batch: TrainingBatch, classify: Classification, averages: EpochAverages
+    ) -> None:
         """Losses, gradients, one update (lines 3 to 9 of Algorithm 1)."""
-        schedule, steps = self.recipe.schedule, len(self.loader)
-        learning_rate = cosine_learning_rate(
-            epoch * steps + step,
-            schedule.epochs * steps,
-            self.recipe.optimizer.lr,
-            schedule.warmup_epochs * steps,
-        )
+        learning_rate = self.stage.learning_rate(epoch, step, len(self.loader))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         batch = _to_device(batch, self.device)
-        losses = step_losses(self.model, batch, self.recipe, self.log_prior)
+        losses = step_losses(self.model, batch, self.stage.recipe, classify)
         averages.add(losses, batch.labels)
         if not math.isfinite(averages.loss):
             raise _diverged(f"The loss is not finite in epoch {epoch + 1}, step {step + 1}", self.recipe)
@@ -234,17 +233,32 @@ class _Run:
         save_checkpoint(self.folder.model, build_checkpoint(self.recipe, self.data, self.model))
         return TrainingResult(checkpoint=self.folder.model, report=self.folder.report, evaluation=report.evaluation)
 
+    def _enter_stage(self, epoch: int) -> Classification:
+        stage = self.stages.enter(epoch)
+        if stage != self.stage:
+            self.stage, self.loader = stage, self._make_loader(stage)
+        return stage.classification_loss(self.data.class_counts, epoch, self.device)
+
+    def _make_loader(self, stage: Stage) -> TrainingLoader:
+        return training_loader(
+            self.data,
+            stage.recipe.views,
+            batch_size=stage.recipe.schedule.batch_size,
+            seed=stage.recipe.seed,
+            workers=self.workers,
+            two_views=stage.recipe.two_views,
+            sampling=stage.recipe.sampling,
+        )
+
     def _evaluation_is_due(self, epoch: int) -> bool:
         schedule = self.recipe.schedule
         return (epoch + 1) % schedule.evaluate_every == 0 or epoch + 1 == schedule.epochs
 
 
-def _log_prior(data: LongTailedData) -> torch.Tensor:
-    try:
-        return log_class_prior(data.class_counts)
-    except ValueError:
+def _check_counts(data: LongTailedData) -> None:
+    if 0 in data.class_counts:
         empty = data.class_names[data.class_counts.index(0)]
-        raise DataError(f"Class {empty!r} has no training images; add some or remove the class.") from None
+        raise DataError(f"Class {empty!r} has no training images; add some or remove the class.")
 
 
 def _create_model(recipe: Recipe, data: LongTailedData) -> nn.Module:

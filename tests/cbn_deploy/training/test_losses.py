@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cbn_deploy.training.losses import balanced_softmax, consistency, cross_entropy, log_class_prior
+from cbn_deploy.training.class_tables import log_class_prior
+from cbn_deploy.training.losses import balanced_softmax, consistency, cross_entropy
 from tests.reference.tolerances import tolerance
 
 COUNTS = (5000, 130, 21, 3, 1)

@@ -10,7 +10,9 @@ from cbn_deploy.models import create_model
 from cbn_deploy.norm import split_path
 from cbn_deploy.training import RECIPES, apply_settings
 from cbn_deploy.training.averages import EpochAverages
-from cbn_deploy.training.losses import balanced_softmax, consistency, log_class_prior
+from cbn_deploy.training.class_tables import log_class_prior
+from cbn_deploy.training.classification import classification_loss
+from cbn_deploy.training.losses import balanced_softmax, consistency
 from cbn_deploy.training.optimizer import make_optimizer
 from cbn_deploy.training.step import step_losses
 
@@ -37,7 +39,7 @@ def test_a_dual_step_is_algorithm_1_written_out(batch):
     model = make_model(DUAL)
     reference = copy.deepcopy(model)
     log_prior = log_class_prior(COUNTS)
-    losses = step_losses(model, batch, DUAL, log_prior)
+    losses = step_losses(model, batch, DUAL, classification_loss(DUAL.loss, COUNTS))
     losses.total.backward()
 
     compound_weak = reference(batch.weak)
@@ -65,7 +67,7 @@ def test_a_dual_step_is_algorithm_1_written_out(batch):
 def test_without_consistency_the_weak_view_is_not_needed(batch):
     recipe = apply_settings(DUAL, ["loss.consistency_weight=0"])
     only_strong = TrainingBatch(strong=batch.strong, weak=None, labels=batch.labels)
-    losses = step_losses(make_model(recipe), only_strong, recipe, log_class_prior(COUNTS))
+    losses = step_losses(make_model(recipe), only_strong, recipe, classification_loss(recipe.loss, COUNTS))
     assert losses.consistency is None
     assert losses.split is not None
     assert losses.total.item() == pytest.approx(losses.classification.item() + 0.7 * losses.split.item())
@@ -74,7 +76,7 @@ def test_without_consistency_the_weak_view_is_not_needed(batch):
 def test_a_missing_weak_view_is_refused(batch):
     only_strong = TrainingBatch(strong=batch.strong, weak=None, labels=batch.labels)
     with pytest.raises(ValueError, match="no weak one"):
-        step_losses(make_model(DUAL), only_strong, DUAL, log_class_prior(COUNTS))
+        step_losses(make_model(DUAL), only_strong, DUAL, classification_loss(DUAL.loss, COUNTS))
 
 
 @pytest.mark.parametrize("settings", [["loss.paths=compound"], ["model=resnet20-bn"]])
@@ -82,7 +84,7 @@ def test_single_path_recipes_minimise_one_loss(batch, settings):
     recipe = apply_settings(RECIPES["image-folder"], ["model=resnet20", *settings])
     model = make_model(recipe)
     expected = balanced_softmax(copy.deepcopy(model)(batch.strong), batch.labels, log_class_prior(COUNTS))
-    losses = step_losses(model, batch, recipe, log_class_prior(COUNTS))
+    losses = step_losses(model, batch, recipe, classification_loss(recipe.loss, COUNTS))
     assert torch.equal(losses.total, expected)
     assert losses.split is None
     assert losses.consistency is None
@@ -92,16 +94,17 @@ def test_cross_entropy_ignores_the_prior(batch):
     recipe = apply_settings(RECIPES["image-folder"], ["model=resnet20-bn", "loss.classification=cross_entropy"])
     model = make_model(recipe)
     expected = torch.nn.functional.cross_entropy(copy.deepcopy(model)(batch.strong), batch.labels)
-    assert torch.equal(step_losses(model, batch, recipe, log_class_prior(COUNTS)).total, expected)
+    losses = step_losses(model, batch, recipe, classification_loss(recipe.loss, COUNTS))
+    assert torch.equal(losses.total, expected)
 
 
 def test_averages_weigh_by_images(batch):
-    model, log_prior = make_model(DUAL), log_class_prior(COUNTS)
+    model, classify = make_model(DUAL), classification_loss(DUAL.loss, COUNTS)
     small = TrainingBatch(strong=batch.strong[:2], weak=batch.weak[:2], labels=batch.labels[:2])
     averages = EpochAverages()
     steps = []
     for part in (batch, small):
-        losses = step_losses(model, part, DUAL, log_prior)
+        losses = step_losses(model, part, DUAL, classify)
         averages.add(losses, part.labels)
         steps.append((losses, len(part.labels), int((losses.logits.argmax(1) == part.labels).sum())))
     assert averages.images == 8
