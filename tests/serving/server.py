@@ -53,6 +53,13 @@ class Server:
             if entry["message"] == message:
                 return entry
 
+    def whole_log(self) -> list[dict[str, Any]]:
+        """Stop the server; every line that it has logged."""
+        self.stop()
+        while (line := self._lines.get(timeout=START_SECONDS)) is not None:
+            self.log.append(json.loads(line))
+        return self.log
+
     def terminate(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)

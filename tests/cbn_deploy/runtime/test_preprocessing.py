@@ -97,10 +97,7 @@ def png_header(width: int, height: int) -> bytes:
         (png_header(10_000, 10_000), ImageTooLargeError),
         (png_header(60_000, 60_000), ImageTooLargeError),
         (png_header(64, 64), CorruptImageError),
-        (
-            encoded(gradient(), "WEBP", save_all=True, append_images=[gradient().rotate(90)], duration=10),
-            ImageTooLargeError,
-        ),
+        (encoded(gradient(), "PNG", save_all=True, append_images=[noise()] * 100), ImageTooLargeError),
     ],
     ids=[
         "empty",
@@ -114,12 +111,52 @@ def png_header(width: int, height: int) -> bytes:
         "100 MP",
         "3.6 GP",
         "lying",
-        "animated",
+        "101 frames",
     ],
 )
 def test_bad_images(content: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         decode_image(content)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_first_frame_of_an_animation(kind: str) -> None:
+    frames = [gradient().rotate(90 * turn) for turn in range(1, 4)]
+    content = encoded(gradient(), kind, save_all=True, append_images=frames, duration=10)
+    assert np.abs(np.asarray(decode_image(content), float) - np.asarray(gradient(), float)).mean() < 4
+    with pytest.raises(ImageTooLargeError, match="4 frames; at most 3"):
+        decode_image(content, ImageLimits(max_frames=3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_a_cut_file_is_refused_unless_all_pixels_are_there(kind: str) -> None:
+    content = encoded(noise(), kind)
+    whole = np.asarray(decode_image(content))
+    complete = 0
+    for length in {*range(0, len(content), 37), *range(len(content) - 30, len(content))}:
+        try:
+            image = decode_image(content[:length])
+        except (CorruptImageError, UnsupportedImageError):
+            continue
+        assert np.array_equal(np.asarray(image), whole), f"{length} of {len(content)} bytes"
+        complete += 1
+    assert complete <= 20, "only checksums and an end marker may be missing"
+
+
+def test_a_jpeg_cannot_promise_more_pixels_than_its_bytes_can_hold() -> None:
+    flat = encoded(Image.new("RGB", (4000, 4000)), "JPEG", quality=1, optimize=True, subsampling=2, progressive=True)
+    assert decode_image(flat).size == (4000, 4000)
+    header = flat.index(b"\xff\xc2") + 5
+    with pytest.raises(CorruptImageError, match="6000 x 6000"):
+        decode_image(flat[:header] + struct.pack(">HH", 6000, 6000) + flat[header + 4 :][:60_000])
+
+
+def test_a_jpeg_of_too_many_scans() -> None:
+    content = encoded(gradient(), "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    assert decode_image(content[:-2] + scan * 100 + content[-2:]).size == gradient().size
+    with pytest.raises(ImageTooLargeError, match="scans"):
+        decode_image(content[:-2] + scan * 500 + content[-2:])
 
 
 def test_byte_limit() -> None:
