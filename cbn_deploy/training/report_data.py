@@ -9,26 +9,12 @@ from typing import Any
 
 from cbn_deploy.runtime.description import ShotGroup, shot_group
 from cbn_deploy.training.evaluation import Confusion, Evaluation
+from cbn_deploy.training.metrics.mixture import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 
 __all__ = ["LayerMixture", "RunReport"]
 
 _FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerMixture:
-    """How one layer uses its M Gaussians on test images.
-
-    Attributes:
-        occupancy: M shares of the pixels, sum 1.
-        pixel_entropy: mean entropy of the posterior / log M; 1 is batch norm in disguise, 0 one-hot.
-        dead: components that claim next to nothing.
-    """
-
-    occupancy: tuple[float, ...]
-    pixel_entropy: float
-    dead: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,9 @@ TOLERANCES: dict[str, Tolerance] = {
     ),
     "loss": Tolerance(1e-6, 1e-6, "the class prior is kept in float32, the rest is float64"),
     "calibration error": Tolerance(1e-5, 1e-6, "torchmetrics adds its bins in float32"),
+    "flat minimum": Tolerance(
+        0.0, 1e-6, "a minimiser that sees values only: near the minimum they differ by the square of the distance"
+    ),
     "op float32": Tolerance(
         32 * 2.0**-24,
         1e-30,

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import recall_score, top_k_accuracy_score
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, log_loss, recall_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cbn_deploy.training.evaluation import Confusion, evaluate_predictions, most_confused
@@ -48,6 +52,58 @@ def test_calibration_error_against_torchmetrics(predictions):
     np.testing.assert_allclose(actual, expected.item(), **tolerance("calibration error"))
 
 
+def test_calibration_error_of_the_shot_groups(predictions):
+    """By the TRUE class: an image of a rare class that is taken for a frequent one counts for the rare."""
+    logits, labels = predictions
+    scores = evaluate_predictions(logits, labels, COUNTS)
+    for actual, members in ((scores.many_ece, (0, 1)), (scores.medium_ece, (2, 3)), (scores.few_ece, (4, 5))):
+        chosen = np.isin(labels, members)
+        p = torch.from_numpy(logits[chosen]).double().softmax(1)
+        expected = multiclass_calibration_error(p, torch.from_numpy(labels[chosen]), num_classes=len(COUNTS), n_bins=15)
+        np.testing.assert_allclose(actual, expected.item(), **tolerance("calibration error"))
+
+
+def test_balanced_accuracy_and_likelihood_against_scikit_learn(predictions):
+    logits, labels = predictions
+    unbalanced = labels <= 3  # and two classes without images
+    logits, labels = logits[unbalanced][50:], labels[unbalanced][50:]
+    scores = evaluate_predictions(logits, labels, COUNTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a predicted class without images is no mistake here
+        expected = balanced_accuracy_score(labels, logits.argmax(1))
+    np.testing.assert_allclose(scores.balanced_accuracy, expected, **tolerance("float64"))
+    p = torch.from_numpy(logits).double().softmax(1).numpy()
+    expected = log_loss(labels, p, labels=range(len(COUNTS)))
+    np.testing.assert_allclose(scores.nll, expected, **tolerance("float64"))
+
+
+def test_intervals_against_scipy(predictions):
+    logits, labels = predictions
+    scores = evaluate_predictions(logits, labels, COUNTS)
+    correct = logits.argmax(1) == labels
+    for k, (images, ends) in enumerate(zip(scores.per_class_images, scores.per_class_interval, strict=True)):
+        assert images == (labels == k).sum()
+        expected = binomtest(int(correct[labels == k].sum()), images).proportion_ci(method="wilson")
+        np.testing.assert_allclose(ends, tuple(expected), **tolerance("float64"))
+        assert ends[0] < scores.per_class[k] < ends[1]
+    expected = binomtest(int(correct.sum()), len(labels)).proportion_ci(method="wilson")
+    np.testing.assert_allclose(scores.top1_interval, tuple(expected), **tolerance("float64"))
+
+
+def test_a_single_class():
+    scores = evaluate_predictions(np.zeros((3, 1)), np.zeros(3, int), (5,))
+    assert (scores.top1, scores.balanced_accuracy, scores.few, scores.ece, scores.nll) == (1.0, 1.0, 1.0, 0.0, 0.0)
+
+
+def test_everything_is_plain_json(predictions):
+    logits, labels = predictions
+    scores = evaluate_predictions(logits, labels, COUNTS)
+    plain = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
+    assert list(plain)[:6] == ["top1", "many", "medium", "few", "per_class", "ece"]
+    assert plain["per_class_interval"] == [list(ends) for ends in scores.per_class_interval]
+    assert plain["classwise_ece"] == np.mean(scores.per_class_ece)
+
+
 def test_certain_and_right_is_perfectly_calibrated():
     labels = np.array([0, 1, 2])
     scores = evaluate_predictions(np.eye(3) * 1e4, labels, (10, 10, 10))
@@ -68,6 +124,8 @@ def test_absent_groups_and_classes_are_none_not_zero():
     assert scores.many == 0.5  # the class without test images does not count as 0
     assert scores.medium is None
     assert scores.few is None
+    assert (scores.per_class_images, scores.per_class_interval[1]) == ((2, 0, 0), None)
+    assert (scores.balanced_accuracy, scores.medium_ece, scores.few_ece) == (0.5, None, None)
     assert scores.to_dict()["per_class"] == [0.5, None, None]
 
 
