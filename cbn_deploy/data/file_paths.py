@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -44,3 +44,10 @@ class FilePaths(Sequence[Path]):
         """The path relative to the root, as it was given."""
         index = range(len(self))[index]
         return self._text[self._ends[index - 1] if index else 0 : self._ends[index]]
+
+    def names(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
+        """The relative paths from ``start`` up to ``stop``, faster than one by one."""
+        begin = int(self._ends[start - 1]) if start else 0
+        for end in self._ends[start:stop].tolist():
+            yield self._text[begin:end]
+            begin = end

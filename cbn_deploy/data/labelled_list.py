@@ -98,7 +98,7 @@ def read_text(source: Path) -> str:
 
 def leaves_root(name: str) -> bool:
     """Whether ``root / name`` would lie outside ``root``; links inside the root are the user's own business."""
-    if name.startswith("/") or "\0" in name or Path(name).is_absolute():
+    if name.startswith("/") or "\0" in name or (":" in name and Path(name).is_absolute()):
         return True
     if ".." not in name:
         return False

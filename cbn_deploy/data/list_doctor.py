@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,10 +104,10 @@ def _listed_twice(listing: PublishedListing, facts: Mapping[Split, FileFacts]) -
     """Rows that name one file: the same path, or links to the same data."""
     groups: dict[object, list[Row]] = defaultdict(list)
     for split, placed in listing.splits.items():
-        identities, sizes = facts[split].identities, facts[split].sizes.tolist()
-        for index in range(len(placed.rows)):
-            known = sizes[index] >= 0 and identities[index][1] != 0  # some file systems number no files
-            groups[identities[index] if known else str(placed.paths[index])].append((split, index))
+        rows = zip(facts[split].identities, placed.paths.names(), strict=True)
+        for index, (identity, name) in enumerate(rows):
+            # A missing file has no number, and some file systems number none.
+            groups[identity if identity[1] else posixpath.normpath(name)].append((split, index))
     return [tuple(rows) for rows in groups.values() if len(rows) > 1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -175,12 +176,11 @@ def published_test_images(
     rows = read_labelled_list(test_list)
     _check_labels(rows, class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
-    for index, name in enumerate(rows.names):
-        label = label_of.get(published.class_name(name), rows.labels[index])
-        if label != rows.labels[index]:
+    for index, folder, label in _first_lines(published, rows):
+        if label_of.get(folder, label) != label:
             raise DataError(
-                f"{rows.where(index)}: {name} has label {rows.labels[index]}, but is the model's class {label}; "
-                f"the model was trained on other lists than {test_list.name}."
+                f"{rows.where(index)}: {rows.names[index]} has label {label}, but is the model's class "
+                f"{label_of[folder]}; the model was trained on other lists than {test_list.name}."
             )
     placed = _place(rows, published, data_dir, class_names)
     _check_files(placed)
@@ -189,18 +189,23 @@ def published_test_images(
 
 def file_facts(paths: FilePaths) -> FileFacts:
     """Look at every file's entry, many at a time."""
-    chunks = [range(start, min(start + _STAT_CHUNK, len(paths))) for start in range(0, len(paths), _STAT_CHUNK)]
+    starts = range(0, len(paths), _STAT_CHUNK)
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        facts = [fact for chunk in pool.map(lambda chunk: [_stat(paths, i) for i in chunk], chunks) for fact in chunk]
+        facts = [fact for chunk in pool.map(lambda start: _stat_chunk(paths, start), starts) for fact in chunk]
     return FileFacts(
         sizes=np.asarray([size for size, _ in facts], dtype=np.int64),
         identities=tuple(identity for _, identity in facts),
     )
 
 
-def _stat(paths: FilePaths, index: int) -> tuple[int, tuple[int, int]]:
+def _stat_chunk(paths: FilePaths, start: int) -> list[tuple[int, tuple[int, int]]]:
+    folder = f"{paths.root}/"
+    return [_stat(folder + name) for name in paths.names(start, start + _STAT_CHUNK)]
+
+
+def _stat(path: str) -> tuple[int, tuple[int, int]]:
     try:
-        entry = paths[index].stat()
+        entry = os.stat(path)  # noqa: PTH116  half a million Path objects would take longer than their files
     except (OSError, ValueError):  # not there, a name too long for the file system, a folder without permission
         return -1, (0, 0)
     return (entry.st_size, (entry.st_dev, entry.st_ino)) if stat.S_ISREG(entry.st_mode) else (-1, (0, 0))
@@ -220,8 +225,8 @@ def _lists_folder(published: PublishedSet, folder: Path) -> Path:
 def _class_folders(published: PublishedSet, train: LabelledList) -> tuple[str, ...]:
     """The folder of each label's first image; "" for a label without images or without a folder."""
     folders = [""] * (int(train.labels.max()) + 1)
-    for path, label in zip(train.names, train.labels.tolist(), strict=True):
-        folders[label] = folders[label] or published.class_name(path)
+    for _, folder, label in _first_lines(published, train):
+        folders[label] = folders[label] or folder
     return tuple(folders)
 
 
@@ -229,18 +234,24 @@ def _check_class_folders(published: PublishedSet, train: LabelledList, folders: 
     """Without a classes.txt, folders name the classes: every label has one of its own."""
     label_of = {folder: label for label, folder in reversed(list(enumerate(folders)))}
     advice = "correct the list, or name the classes in a classes.txt beside it"
-    for index, (path, label) in enumerate(zip(train.names, train.labels.tolist(), strict=True)):
-        folder = published.class_name(path)
+    for index, folder, label in _first_lines(published, train):
+        where = train.where(index)
         if not folder:
-            raise DataError(f"{train.where(index)}: {path} lies in no class folder; {advice}.")
+            raise DataError(f"{where}: {train.names[index]} lies in no class folder; {advice}.")
         if folder != folders[label]:
-            raise DataError(
-                f"{train.where(index)}: label {label} is {folder} here but {folders[label]} before; {advice}."
-            )
+            raise DataError(f"{where}: label {label} is {folder} here but {folders[label]} before; {advice}.")
         if label_of[folder] != label:
-            raise DataError(
-                f"{train.where(index)}: {folder} has label {label} here but {label_of[folder]} elsewhere; {advice}."
-            )
+            raise DataError(f"{where}: {folder} has label {label} here but {label_of[folder]} elsewhere; {advice}.")
+
+
+def _first_lines(published: PublishedSet, rows: LabelledList) -> Iterator[tuple[int, str, int]]:
+    """(index, class folder, label) of the first line of every combination of folder and label."""
+    seen = set()
+    for index, (path, label) in enumerate(zip(rows.names, rows.labels.tolist(), strict=True)):
+        key = path[: path.rfind("/") + 1], label
+        if key not in seen:
+            seen.add(key)
+            yield index, published.class_name(path), label
 
 
 def _check_labels(rows: LabelledList, class_names: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Literal
 
@@ -49,7 +48,8 @@ class PublishedSet:
         test: the split that results are reported on.
         classes: K.
         folders: below the folder of the lists, where the files that are handed around usually unpack to.
-        class_name: path as listed -> class folder's name; "" if the path has none.
+        class_name: path as listed -> its folder's name for the class, which depends on the folder alone; "" if the
+            path has none.
         layouts: where the images may lie; the first is as listed.
         mean: per-channel mean that the literature normalises with.
         std: per-channel standard deviation.
@@ -70,7 +70,8 @@ class PublishedSet:
 
 def _folder(path: str) -> str:
     """The folder that the file lies in: a synset (n01440764), or a category's number (7477)."""
-    return PurePosixPath(path).parent.name
+    parts = path.rsplit("/", 2)
+    return parts[-2] if len(parts) > 1 and parts[-2] not in (".", "..") else ""
 
 
 def _places_class(path: str) -> str:
