@@ -61,6 +61,14 @@ class FrozenCompoundBatchNorm2d(nn.Module):
         )
         return y
 
+    def posterior(self, x: Tensor) -> Tensor:
+        """Which component claims which pixel: (B, D, *spatial) -> (B, M, *spatial), float32 for float32 ``x``."""
+        w: Tensor
+        _, w = torch.ops.cbn.compound_batch_norm_posterior(
+            x, self.tau, self.mean, self.var, self.scale, self.bias, self.epsilon, self.density_scale
+        )
+        return w
+
 
 def freeze(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in eval mode, every mixture layer replaced by its frozen compound path.

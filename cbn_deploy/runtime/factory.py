@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,7 +27,9 @@ _PACKAGES: dict[RuntimeName, tuple[str, str]] = {
 }
 
 
-def open_session(path: Path | str, runtime: RuntimeName = "auto", threads: int | None = None) -> Session:
+def open_session(
+    path: Path | str, runtime: RuntimeName = "auto", threads: int | None = None, *, with_posteriors: bool = False
+) -> Session:
     """Load a model file into a :class:`Session`.
 
     Args:
@@ -35,6 +38,8 @@ def open_session(path: Path | str, runtime: RuntimeName = "auto", threads: int |
         runtime: "auto" picks by the file's suffix: ``.onnx`` onnxruntime, ``.pt`` torch, ``.engine`` tensorrt.
         threads: threads that share one run. ``None``: :func:`available_cpus` of them; for torch, whose thread count is
             one setting of the whole process, torch's own setting is left alone.
+        with_posteriors: also return the posteriors of a ``.pt``'s mixture layers. Of an exported file, whose outputs
+            are what they are, this changes nothing.
 
     Raises:
         ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
@@ -48,7 +53,7 @@ def open_session(path: Path | str, runtime: RuntimeName = "auto", threads: int |
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     chosen = _by_suffix(path) if runtime == "auto" else runtime
-    opener = _opener(chosen)
+    opener = _opener(chosen, with_posteriors)
     return opener(path, threads)
 
 
@@ -71,7 +76,7 @@ def _by_suffix(path: Path) -> RuntimeName:
         ) from None
 
 
-def _opener(runtime: RuntimeName) -> Callable[[Path, int | None], Session]:
+def _opener(runtime: RuntimeName, with_posteriors: bool) -> Callable[[Path, int | None], Session]:
     try:
         if runtime == "onnxruntime":
             from cbn_deploy.runtime.onnxruntime_session import OnnxRuntimeSession
@@ -91,7 +96,7 @@ def _opener(runtime: RuntimeName) -> Callable[[Path, int | None], Session]:
             return TensorRtSession
         from cbn_deploy.runtime.torch_session import TorchSession
 
-        return TorchSession
+        return partial(TorchSession, with_posteriors=with_posteriors)
     except ModuleNotFoundError as error:
         package, extra = _PACKAGES[runtime]
         if error.name is None or error.name.split(".")[0] != package:

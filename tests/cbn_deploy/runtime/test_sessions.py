@@ -146,6 +146,28 @@ def test_torch_gives_the_checkpoints_answers(checkpoint_path: Path) -> None:
     assert (info.runtime, info.kernel_path, info.threads) == ("torch", "eager", torch.get_num_threads())
 
 
+def test_torch_returns_posteriors_when_asked_and_keeps_threads_apart(checkpoint_path: Path) -> None:
+    side = 32
+    batches = [
+        np.random.default_rng(seed).normal(size=(1 + seed % 3, 3, side, side)).astype(np.float32) for seed in range(6)
+    ]
+    with open_session(checkpoint_path, threads=1) as plain:
+        assert plain.run(batches[0]).posteriors == {}
+        logits = plain.run(batches[0]).logits
+    with open_session(checkpoint_path, threads=1, with_posteriors=True) as session:
+        alone = [session.run(batch) for batch in batches]
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            together = list(pool.map(session.run, batches))
+    assert_allclose(alone[0].logits, logits, **tolerance("runtime float32"))
+    assert next(iter(alone[0].posteriors)) == "bn1"
+    assert len(alone[0].posteriors) == 19
+    for batch, one, other in zip(batches, alone, together, strict=True):
+        assert one.posteriors["bn1"].shape == (len(batch), 4, side, side)
+        for layer, posterior in one.posteriors.items():
+            assert_allclose(posterior.sum(axis=1), 1.0, **tolerance("runtime float32"))
+            assert_allclose(other.posteriors[layer], posterior, **tolerance("runtime float32"))
+
+
 def test_openvino_without_onnx_asks_for_a_flat_file(colour_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ModelFileError, match="--inline"):
