@@ -9,6 +9,7 @@ CbnError
  ├── SettingsError             a flag, environment variable or key file of the server that cannot work
  ├── OutputError               a folder or file that cannot be written, a full disk
  ├── TrainingError             a run that cannot go on (NaN loss)
+ │    └── RankError                another process of the same run has failed
  ├── ParityError               an export whose answers differ from the checkpoint's
  ├── EngineError               an engine that TensorRT cannot build
  ├── InputError                an array given to a Session that has the wrong shape, dtype or size
@@ -35,6 +36,7 @@ __all__ = [
     "ModelFileError",
     "OutputError",
     "ParityError",
+    "RankError",
     "RecipeError",
     "RuntimeUnavailableError",
     "SettingsError",
@@ -77,6 +79,10 @@ class OutputError(CbnError):
 
 class TrainingError(CbnError):
     """A training run that cannot go on."""
+
+
+class RankError(TrainingError):
+    """Another process of the same training run has failed, which says itself why."""
 
 
 class ParityError(CbnError):

@@ -231,13 +231,16 @@ def training_loader(
 
 
 def evaluation_batches(
-    images: ImageSet, preprocessing: Preprocessing, batch_size: int
+    images: ImageSet, preprocessing: Preprocessing, batch_size: int, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The images in order, exactly as the server would prepare them: float32 (B, 3, H, W) and labels int64 (B,)."""
+    """The images in order, exactly as the server would prepare them: float32 (B, 3, H, W) and labels int64 (B,).
+
+    Of several ranks each gets every ``world_size``-th batch, the first from batch ``rank``.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     fits = images.fits(preprocessing)
-    for start in range(0, len(images), batch_size):
+    for start in range(rank * batch_size, len(images), world_size * batch_size):
         indices = range(start, min(start + batch_size, len(images)))
         pixels = [images.pixels(i) if fits else resize(images.image(i), preprocessing) for i in indices]
         labels = torch.from_numpy(images.labels[start : start + batch_size].copy())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["OptimizerConfig", "ScheduleConfig", "require"]
+__all__ = ["OptimizerConfig", "Precision", "ScheduleConfig", "require"]
+
+Precision = Literal["fp32", "bf16"]
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -41,18 +44,23 @@ class ScheduleConfig:
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: images a step.
+        batch_size: images a step, over all processes and portions.
+        accumulate: portions of a batch that are computed one after another, for less memory: their gradients add up to
+            one step, but each portion is normalised by its own statistics.
         warmup_epochs: epochs of linear warm-up before the cosine.
         evaluate_every: evaluate on the test set every so many epochs (the last one always).
     """
 
     epochs: int
     batch_size: int = 128
+    accumulate: int = 1
     warmup_epochs: int = 0
     evaluate_every: int = 1
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        most = self.batch_size // 2
+        require(1 <= self.accumulate <= most, "accumulate", self.accumulate, f"in 1..{most} (two images a portion)")
         require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"in 0..{self.epochs - 1}")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cbn_deploy.runtime import Session
+from cbn_deploy.training.ranks import Ranks
 
-__all__ = ["Predictions", "predict", "predict_with_session"]
+__all__ = ["Predictions", "gather_predictions", "predict", "predict_with_session"]
 
 Predictions = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -26,6 +27,12 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: 
         return _gather((model(images.to(device)).float().cpu().numpy(), labels.numpy()) for images, labels in batches)
     finally:
         model.train(was_training)
+
+
+def gather_predictions(ranks: Ranks, own: Predictions | None) -> Predictions | None:
+    """Those of all ranks, joined on the first, ``None`` elsewhere; ``own`` is ``None`` on a rank without images."""
+    parts = ranks.to_first(own)
+    return None if parts is None else _gather(part for part in parts if part is not None)
 
 
 def predict_with_session(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:

@@ -15,7 +15,7 @@ from cbn_deploy.models import BN_SUFFIX, MODEL_NAMES, ArchitectureConfig
 from cbn_deploy.norm import NormConfig
 from cbn_deploy.training import settings
 from cbn_deploy.training.applicability import reason_without_effect
-from cbn_deploy.training.config import OptimizerConfig, ScheduleConfig, require
+from cbn_deploy.training.config import OptimizerConfig, Precision, ScheduleConfig, require
 from cbn_deploy.training.loss_config import DecoupledConfig, LossConfig, check_stages
 
 __all__ = [
@@ -47,6 +47,7 @@ class Recipe:
         optimizer: how.
         schedule: how long.
         decoupled: a second stage that trains the classifier alone (none by default).
+        precision: of convolutions and matrix products while training, "fp32" or "bf16".
     """
 
     name: str
@@ -61,12 +62,14 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig
     decoupled: DecoupledConfig = field(default_factory=DecoupledConfig)
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if self.model not in MODEL_NAMES:
             raise ValueError(f"model is {self.model!r}, {settings.suggest(self.model, MODEL_NAMES)}".rstrip("."))
         require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
         require(self.sampling in get_args(Sampling), "sampling", self.sampling, f"one of {get_args(Sampling)}")
+        require(self.precision in get_args(Precision), "precision", self.precision, f"one of {get_args(Precision)}")
         check_stages(self.loss, self.decoupled, self.schedule)
 
     @property
@@ -122,6 +125,7 @@ SHORT_KEYS: Mapping[str, str] = {
     "components": "norm.components",
     "epochs": "schedule.epochs",
     "batch_size": "schedule.batch_size",
+    "accumulate": "schedule.accumulate",
     "lr": "optimizer.lr",
     "seed": "seed",
     "rho": "data.rho",

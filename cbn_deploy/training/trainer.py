@@ -12,31 +12,28 @@ import torch
 from torch import nn
 
 from cbn_deploy.checkpoint import save_checkpoint
-from cbn_deploy.data import (
-    LongTailedData,
-    TrainingBatch,
-    TrainingLoader,
-    evaluation_batches,
-    load_data,
-    training_loader,
-)
-from cbn_deploy.errors import DataError, RecipeError, RuntimeUnavailableError, TrainingError
+from cbn_deploy.data import LongTailedData, TrainingLoader, evaluation_batches, load_data, training_loader
+from cbn_deploy.data.sharding import Sharding
+from cbn_deploy.errors import DataError, RecipeError, TrainingError
 from cbn_deploy.models import create_model
+from cbn_deploy.norm import synchronize
 from cbn_deploy.training.artifacts import EVALUATION_BATCH, build_checkpoint, build_report, device_name, run_title
 from cbn_deploy.training.averages import EpochAverages
 from cbn_deploy.training.classification import Classification
 from cbn_deploy.training.decoupled import Stage, StageSwitch, stages
+from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.evaluation import Evaluation, evaluate_predictions
+from cbn_deploy.training.execution import Execution, choose_device
 from cbn_deploy.training.folder import RunFolder, check_same_run
 from cbn_deploy.training.interrupts import deferred_interrupt
 from cbn_deploy.training.metrics_log import EpochMetrics, append_metrics, keep_epochs
-from cbn_deploy.training.optimizer import make_optimizer
-from cbn_deploy.training.predictions import predict
+from cbn_deploy.training.predictions import gather_predictions, predict
+from cbn_deploy.training.pretrained import load_pretrained
 from cbn_deploy.training.progress import Progress, RunPlan, StepMetrics
+from cbn_deploy.training.ranks import Ranks
 from cbn_deploy.training.recipe import Recipe
 from cbn_deploy.training.report import write_report
-from cbn_deploy.training.state import capture_state, restore_state, save_state
-from cbn_deploy.training.step import step_losses
+from cbn_deploy.training.state import RunState, capture_state, restore_state, save_state
 
 __all__ = ["TrainingResult", "train"]
 
@@ -59,11 +56,14 @@ def train(
     progress: Progress | None = None,
     workers: int = 0,
     device: str = "auto",
+    channels_last: bool = False,
+    compile: bool = False,
 ) -> TrainingResult:
     """Run ``recipe`` from its first epoch, or from the last completed one, to its report.
 
     The result depends on recipe and data alone (on one machine, with one number of threads): neither on ``workers``
-    nor on how often the run was interrupted and resumed.
+    nor on how often the run was interrupted and resumed. Inside :func:`cbn_deploy.training.ranks.joined_ranks` all
+    ranks train the run together, which rounds differently but else changes nothing; the first one writes the files.
 
     Args:
         recipe: what to do.
@@ -73,26 +73,36 @@ def train(
         progress: is told what happens.
         workers: processes that prepare batches; 0 prepares them in this one.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
+        channels_last: keep images and weights of convolutions as (B, H, W, C) in memory.
+        compile: run the network through ``torch.compile``.
 
     Raises:
         CbnError: RecipeError, DataError, OutputError, CheckpointError or TrainingError, see :mod:`cbn_deploy.errors`.
         KeyboardInterrupt: Ctrl-C; the completed epochs are on disk.
     """
-    folder = RunFolder(Path(out_dir))
-    state = folder.load_state() if resume else None
-    if state is None:
-        folder.check_vacant()
+    ranks, folder = Ranks.current(), RunFolder(Path(out_dir))
+    execution = Execution(device=choose_device(device), workers=workers, channels_last=channels_last, compile=compile)
+    state = ranks.from_first(lambda: _earlier_state(folder, resume))
     data = load_data(recipe.data, data_dir)
-    run = _Run(recipe, data, folder, _device(device), progress or Progress(), workers)
-    folder.check_space(run.model)
+    run = _Run(recipe, data, folder, execution, ranks, progress or Progress())
+    if ranks.is_first:
+        folder.check_space(run.model)
     if state is not None:
         check_same_run(state, recipe, data.class_names, data.class_counts)
-        restore_state(state, run.model, run.optimizer)
+        restore_state(state, run.model, run.descent.optimizer)
         run.completed_epochs, run.seconds = state.epoch, state.seconds
     else:
+        run.load_initial_weights()
         run.save()
     run.train_epochs()
-    return run.finish()
+    return ranks.from_first(run.finish)
+
+
+def _earlier_state(folder: RunFolder, resume: bool) -> RunState | None:
+    if resume:
+        return folder.load_state()
+    folder.check_vacant()
+    return None
 
 
 class _Run:
@@ -103,17 +113,19 @@ class _Run:
         recipe: Recipe,
         data: LongTailedData,
         folder: RunFolder,
-        device: torch.device,
+        execution: Execution,
+        ranks: Ranks,
         progress: Progress,
-        workers: int,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.data, self.folder, self.device, self.progress = recipe, data, folder, device, progress
-        self.workers = workers
+        self.recipe, self.data, self.folder, self.execution, self.ranks = recipe, data, folder, execution, ranks
+        self.progress = progress if ranks.is_first else Progress()
         _check_counts(data)
-        self.model = _create_model(recipe, data).to(device)
-        self.optimizer = make_optimizer(self.model, recipe.optimizer)
-        self.stages = StageSwitch(recipe, self.model, self.optimizer)
+        self.model = _create_model(recipe, data).to(execution.device)
+        if ranks.world_size > 1:
+            synchronize(self.model)
+        self.descent = Descent(self.model, recipe, execution, ranks)
+        self.stages = StageSwitch(recipe, self.model, self.descent.optimizer)
         self.stage = stages(recipe)[0]
         self.loader = self._make_loader(self.stage)
         self.completed_epochs = 0
@@ -129,14 +141,17 @@ class _Run:
                 epochs=epochs,
                 steps_per_epoch=len(self.loader),
                 training_images=len(self.data.train),
-                device=device_name(self.device),
+                device=device_name(self.execution.device),
             )
         )
-        keep_epochs(self.folder.metrics, self.completed_epochs)
+        if self.ranks.is_first:
+            keep_epochs(self.folder.metrics, self.completed_epochs)
+        self.descent.prepare()
         for epoch in range(self.completed_epochs, epochs):
             metrics = self.train_epoch(epoch)
             with deferred_interrupt():
-                append_metrics(self.folder.metrics, metrics)
+                if self.ranks.is_first:
+                    append_metrics(self.folder.metrics, metrics)
                 self.completed_epochs = epoch + 1
                 self.seconds += metrics.seconds
                 self.save()
@@ -145,20 +160,25 @@ class _Run:
     def train_epoch(self, epoch: int) -> EpochMetrics:
         """One pass over the training set (``epoch`` is 0-based) and, where due, over the test set."""
         classify = self._enter_stage(epoch)
-        averages = EpochAverages()
+        averages, step = EpochAverages(self.ranks), 0
         start = time.perf_counter()
-        for step, batch in enumerate(self.loader.epoch(epoch)):
-            self.train_step(epoch, step, batch, classify, averages)
-            speed = averages.images / (time.perf_counter() - start)
-            self.progress.step_done(
-                StepMetrics(
-                    epoch=epoch + 1,
-                    step=step + 1,
-                    loss=averages.loss,
-                    accuracy=averages.accuracy,
-                    images_per_second=speed,
+        for batch in self.loader.epoch(epoch):
+            portion = batch.to(self.execution.device)
+            learning_rate = self.stage.learning_rate(epoch, step, len(self.loader))
+            averages.add(self.descent.take(portion, self.stage.recipe, classify, learning_rate), portion.labels)
+            if not math.isfinite(averages.loss):
+                raise _diverged(f"The loss is not finite in epoch {epoch + 1}, step {step + 1}", self.recipe)
+            if portion.ends_step:
+                step += 1
+                self.progress.step_done(
+                    StepMetrics(
+                        epoch=epoch + 1,
+                        step=step,
+                        loss=averages.loss,
+                        accuracy=averages.accuracy,
+                        images_per_second=averages.images / (time.perf_counter() - start),
+                    )
                 )
-            )
         training_seconds = time.perf_counter() - start
         metrics = EpochMetrics(
             epoch=epoch + 1,
@@ -167,13 +187,15 @@ class _Run:
             split_loss=averages.split,
             consistency_loss=averages.consistency,
             train_accuracy=averages.accuracy,
-            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            learning_rate=float(self.descent.optimizer.param_groups[0]["lr"]),
             images_per_second=averages.images / training_seconds,
             seconds=training_seconds,
         )
         if not self._evaluation_is_due(epoch):
             return metrics
         scores = self.evaluate(epoch)
+        if scores is None:
+            return metrics
         return dataclasses.replace(
             metrics,
             seconds=time.perf_counter() - start,
@@ -184,38 +206,38 @@ class _Run:
             ece=scores.ece,
         )
 
-    def train_step(
-        self, epoch: int, step: int, batch: TrainingBatch, classify: Classification, averages: EpochAverages
-    ) -> None:
-        """Losses, gradients, one update (lines 3 to 9 of Algorithm 1)."""
-        learning_rate = self.stage.learning_rate(epoch, step, len(self.loader))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        batch = _to_device(batch, self.device)
-        losses = step_losses(self.model, batch, self.stage.recipe, classify)
-        averages.add(losses, batch.labels)
-        if not math.isfinite(averages.loss):
-            raise _diverged(f"The loss is not finite in epoch {epoch + 1}, step {step + 1}", self.recipe)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.optimizer.step()
-
-    def evaluate(self, epoch: int) -> Evaluation:
-        """Metrics on the test set."""
-        batches = evaluation_batches(self.data.test, self.data.preprocessing, EVALUATION_BATCH)
-        logits, labels = predict(self.model, batches, self.device)
+    def evaluate(self, epoch: int) -> Evaluation | None:
+        """Metrics on the test set, which the ranks divide among them; ``None`` but on the first."""
+        rank, world_size, images = self.ranks.rank, self.ranks.world_size, self.data.test
+        own = None
+        if rank * EVALUATION_BATCH < len(images):
+            batches = evaluation_batches(
+                images, self.data.preprocessing, EVALUATION_BATCH, rank=rank, world_size=world_size
+            )
+            own = predict(self.model, batches, self.execution.device)
+        predictions = gather_predictions(self.ranks, own)
+        if predictions is None:
+            return None
         try:
-            return evaluate_predictions(logits, labels, self.data.class_counts)
+            return evaluate_predictions(*predictions, self.data.class_counts)
         except ValueError as error:
             raise _diverged(
                 f"The model's test predictions are not finite after epoch {epoch + 1}", self.recipe
             ) from error
 
+    def load_initial_weights(self) -> None:
+        """Start from the weights that the recipe names, if it names any."""
+        if self.recipe.init_from is not None:
+            architecture = self.recipe.architecture(len(self.data.class_names))
+            load_pretrained(self.model, architecture, Path(self.recipe.init_from), self.data.class_counts)
+
     def save(self) -> None:
-        """Write last.pt."""
+        """Write last.pt, on the first rank; nothing in it tells how many there are."""
+        if not self.ranks.is_first:
+            return
         state = capture_state(
             self.model,
-            self.optimizer,
+            self.descent.optimizer,
             epoch=self.completed_epochs,
             recipe=self.recipe.to_dict(),
             class_names=self.data.class_names,
@@ -228,7 +250,9 @@ class _Run:
         """Write the report and, last of all, model.pt: where it is, the run is complete."""
         self.progress.stage("Writing the report and model.pt")
         history = keep_epochs(self.folder.metrics, self.completed_epochs)
-        report = build_report(self.recipe, self.data, self.model, history, seconds=self.seconds, device=self.device)
+        report = build_report(
+            self.recipe, self.data, self.model, history, seconds=self.seconds, device=self.execution.device
+        )
         write_report(report, self.folder.path)
         save_checkpoint(self.folder.model, build_checkpoint(self.recipe, self.data, self.model))
         return TrainingResult(checkpoint=self.folder.model, report=self.folder.report, evaluation=report.evaluation)
@@ -237,7 +261,8 @@ class _Run:
         stage = self.stages.enter(epoch)
         if stage != self.stage:
             self.stage, self.loader = stage, self._make_loader(stage)
-        return stage.classification_loss(self.data.class_counts, epoch, self.device)
+            self.descent.prepare()
+        return stage.classification_loss(self.data.class_counts, epoch, self.execution.device)
 
     def _make_loader(self, stage: Stage) -> TrainingLoader:
         return training_loader(
@@ -245,9 +270,15 @@ class _Run:
             stage.recipe.views,
             batch_size=stage.recipe.schedule.batch_size,
             seed=stage.recipe.seed,
-            workers=self.workers,
+            workers=self.execution.workers,
             two_views=stage.recipe.two_views,
             sampling=stage.recipe.sampling,
+            sharding=Sharding(
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                accumulate=stage.recipe.schedule.accumulate,
+            ),
+            pinned=self.execution.device.type == "cuda",
         )
 
     def _evaluation_is_due(self, epoch: int) -> bool:
@@ -266,24 +297,6 @@ def _create_model(recipe: Recipe, data: LongTailedData) -> nn.Module:
         return create_model(recipe.architecture(len(data.class_names)), data.class_counts)
     except ValueError as error:
         raise RecipeError(f"{recipe.model} cannot be built for {data.name}: {error}.") from error
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeUnavailableError("There is no CUDA device that this torch can use; train with --device cpu.")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Fixed algorithms, so that the seed decides the result.
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    return torch.device("cuda")
-
-
-def _to_device(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
-    weak = None if batch.weak is None else batch.weak.to(device)
-    return TrainingBatch(strong=batch.strong.to(device), weak=weak, labels=batch.labels.to(device))
 
 
 def _diverged(what: str, recipe: Recipe) -> TrainingError:

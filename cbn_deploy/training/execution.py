@@ -1,0 +1,98 @@
+"""How a run is computed: on which device, in which memory layout and precision, compiled or not, by how many ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cbn_deploy.errors import RuntimeUnavailableError
+from cbn_deploy.training.config import Precision
+from cbn_deploy.training.ranks import Ranks
+
+__all__ = ["Execution", "choose_device", "training_network"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What changes a run's speed, and of its result the rounding at most.
+
+    Attributes:
+        device: where the network is.
+        workers: processes that prepare batches; 0 prepares them in this one.
+        channels_last: convolutions see (B, H, W, C) in memory.
+        compile: the network goes through ``torch.compile``.
+    """
+
+    device: torch.device
+    workers: int = 0
+    channels_last: bool = False
+    compile: bool = False
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this process; of several CUDA devices the one that ``torchrun`` gives it (``LOCAL_RANK``).
+
+    Args:
+        name: "auto" (CUDA if there is one), "cpu" or "cuda".
+
+    Raises:
+        RuntimeUnavailableError: no CUDA device, or fewer than processes on this machine.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeUnavailableError("There is no CUDA device that this torch can use; train with --device cpu.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= count:
+        raise RuntimeUnavailableError(
+            f"This machine has {count} CUDA device(s), fewer than processes; lower torchrun's --nproc-per-node."
+        )
+    # Fixed algorithms, so that the seed decides the result.
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def training_network(model: nn.Module, execution: Execution, precision: Precision, ranks: Ranks) -> nn.Module:
+    """``model`` as the training step calls it: same parameters, same statistics, float32 logits.
+
+    Make it anew whenever other parameters than before are trained.
+
+    Args:
+        model: on its device; with ``channels_last`` its weights change their layout in place.
+        execution: layout and compilation.
+        precision: "bf16" runs convolutions and matrix products in bfloat16; densities, statistics, weights and
+            gradients of weights stay float32.
+        ranks: gradients are averaged over them (DistributedDataParallel).
+    """
+    if execution.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
+    network = _Computed(torch.compile(model) if execution.compile else model, execution, precision)
+    if ranks.world_size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
+        return network
+    # Buffers are the same on all ranks as they are, and those of a mixture layer are new tensors after every pass.
+    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class _Computed(nn.Module):
+    """A network in the layout and precision of a run."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], execution: Execution, precision: Precision) -> None:
+        super().__init__()
+        self._network = network
+        self._format = torch.channels_last if execution.channels_last else torch.contiguous_format
+        self._lower = precision == "bf16"
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=self._format)
+        # Left after every pass: the weights that autocast keeps in bfloat16 must not outlive one without gradient.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._lower):
+            return self._network(images).float()
