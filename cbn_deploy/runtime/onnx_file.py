@@ -1,4 +1,4 @@
-"""Read what an ONNX file says about itself without the ``onnx`` package and without a copy of its tensors.
+"""Read, and change, what an ONNX file says about itself without the ``onnx`` package and without decoding its tensors.
 
 An ONNX file is one protobuf message, ``ModelProto``. Walking its top-level fields is enough to tell a truncated or
 foreign file from a whole one, to collect ``metadata_props`` and to see whether the file carries model-local functions;
@@ -7,14 +7,14 @@ one level deeper are the domains of the graph's nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cbn_deploy.errors import ModelFileError
 from cbn_deploy.runtime.description import ModelDescription
 
-__all__ = ["OnnxFile", "read_onnx_file"]
+__all__ = ["OnnxFile", "read_onnx_file", "replace_metadata"]
 
 # Field numbers of onnx.proto, fixed by the format.
 _MODEL_GRAPH = 7
@@ -79,6 +79,24 @@ def read_onnx_file(path: Path) -> OnnxFile:
     )
 
 
+def replace_metadata(content: bytes, entries: Mapping[str, str]) -> bytes:
+    """The file with these ``metadata_props`` in place of those of the same keys; every other byte stays as it is.
+
+    Raises:
+        ValueError: ``content`` is not a whole protobuf message.
+    """
+    view = memoryview(content)
+    kept: list[bytes | memoryview] = [
+        view[start:end]
+        for number, start, payload, end in _spans(view)
+        if number != _MODEL_METADATA_PROPS or _entry(view[payload:end])[0] not in entries
+    ]
+    for key, value in entries.items():
+        entry = _encode(_ENTRY_KEY, key.encode()) + _encode(_ENTRY_VALUE, value.encode())
+        kept.append(_encode(_MODEL_METADATA_PROPS, entry))
+    return b"".join(kept)
+
+
 def _read(path: Path) -> bytes:
     if not path.exists():
         raise ModelFileError(f"{path} does not exist; give the path of a model.onnx made by cbn-export.")
@@ -101,26 +119,33 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     Raises:
         ValueError: the bytes are not a whole protobuf message.
     """
+    for number, _, payload, end in _spans(message):
+        yield number, message[payload:end]
+
+
+def _spans(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """The same as positions: (field number, where the field begins, where its payload begins, where both end)."""
     position = 0
     while position < len(message):
+        start = position
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
-        start = position
+        payload = position
         if number == 0:
-            raise ValueError(f"field number 0 at byte {start}")
+            raise ValueError(f"field number 0 at byte {payload}")
         if wire_type == _VARINT:
             _, position = _varint(message, position)
-            start = position
+            payload = position
         elif wire_type == _BYTES:
-            length, start = _varint(message, position)
-            position = start + length
+            length, payload = _varint(message, position)
+            position = payload + length
         elif wire_type in (_FIXED64, _FIXED32):
-            position = start = position + (8 if wire_type == _FIXED64 else 4)
+            position = payload = position + (8 if wire_type == _FIXED64 else 4)
         else:
-            raise ValueError(f"unknown wire type {wire_type} at byte {start}")
+            raise ValueError(f"unknown wire type {wire_type} at byte {payload}")
         if position > len(message):
             raise ValueError(f"it ends {position - len(message)} bytes early")
-        yield number, message[start:position]
+        yield number, start, payload, position
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
@@ -133,6 +158,20 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position + index + 1
     raise ValueError(f"a number at byte {position} does not end")
+
+
+def _encode(number: int, payload: bytes) -> bytes:
+    """A field of bytes."""
+    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(payload)) + payload
+
+
+def _encode_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _domains(graph: memoryview) -> Iterator[str]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbn_deploy.errors import ModelFileError
-from cbn_deploy.runtime.onnx_file import read_onnx_file
+from cbn_deploy.runtime.onnx_file import read_onnx_file, replace_metadata
 from tests.onnx_models import colour_model, describe, write_colour_model
 
 
@@ -85,3 +85,24 @@ def test_any_bytes_give_one_sentence(tmp_path_factory: pytest.TempPathFactory, c
     path.write_bytes(content)
     with pytest.raises(ModelFileError):
         read_onnx_file(path)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=200), st.text(max_size=300), max_size=4))
+def test_replaced_metadata_is_what_onnx_reads(entries: dict[str, str]) -> None:
+    model = colour_model()
+    reference = onnx.ModelProto()
+    reference.CopyFrom(model)
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(reference, {**kept, **entries})
+    changed = onnx.ModelProto.FromString(replace_metadata(model.SerializeToString(), entries))
+    assert {p.key: p.value for p in changed.metadata_props} == {p.key: p.value for p in reference.metadata_props}
+    assert len(changed.metadata_props) == len(reference.metadata_props)
+    for proto in (changed, reference):
+        del proto.metadata_props[:]
+    assert changed == reference
+
+
+def test_metadata_of_a_torn_file_is_not_replaced(colour_path: Path) -> None:
+    with pytest.raises(ValueError, match="early"):
+        replace_metadata(colour_path.read_bytes()[:-3], {"a": "b"})
