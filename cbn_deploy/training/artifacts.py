@@ -17,10 +17,11 @@ from cbn_deploy.norm import mixture_health
 from cbn_deploy.runtime import ModelDescription
 from cbn_deploy.training.decoupled import training_prior
 from cbn_deploy.training.evaluation import evaluate_predictions, most_confused
+from cbn_deploy.training.metrics.mixture import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.predictions import predict
 from cbn_deploy.training.recipe import Recipe
-from cbn_deploy.training.report_data import LayerMixture, RunReport
+from cbn_deploy.training.report_data import RunReport
 
 __all__ = [
     "EVALUATION_BATCH",

@@ -15,38 +15,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from cbn_deploy.runtime.description import ShotGroup, shot_group
+from cbn_deploy.training.plot_style import DPI, GREY, GROUP_COLOURS, GROUP_MEANING, HALO, INK, STYLE, label_ticks
 from cbn_deploy.training.report_data import RunReport
 
 __all__ = ["Picture", "draw_pictures"]
-
-# Three colours of Okabe and Ito's palette, which differ in lightness too, so that they survive a grey printer.
-_GROUP_COLOURS: dict[ShotGroup, str] = {"many": "#0072B2", "medium": "#56B4E9", "few": "#D55E00"}
-_GROUP_MEANING: dict[ShotGroup, str] = {
-    "many": "many (> 100 training images)",
-    "medium": "medium (20 to 100)",
-    "few": "few (< 20)",
-}
-_INK, _GREY = "#222222", "#777777"
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-    "text.color": _INK,
-    "figure.facecolor": "white",
-}
-# Behind a number, so that no line runs through it.
-_HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
-_DPI = 130
-_MAX_TICK_LABELS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +33,7 @@ class Picture:
 
 def draw_pictures(report: RunReport) -> list[Picture]:
     """Every picture that the report has data for."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         pictures = [_picture(report, "history", "Over the epochs", _history, _history_text(report))]
         pictures.append(_picture(report, "per_class_recall", "Recall per class", _per_class, _per_class_text(report)))
         pictures.append(_picture(report, "shot_groups", "Many, medium and few", _shot_groups, _groups_text(report)))
@@ -75,7 +47,7 @@ def _picture(
 ) -> Picture:
     buffer = io.BytesIO()
     # No software or date field: the same report gives the same bytes.
-    draw(report).savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    draw(report).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return Picture(name=f"{name}.png", title=title, alternative_text=alternative_text, png=buffer.getvalue())
 
 
@@ -86,9 +58,9 @@ def _history(report: RunReport) -> Figure:
     _line(loss_axes, report, "split_loss", label="classification, split path", color="#56B4E9")
     _line(loss_axes, report, "consistency_loss", label="consistency (-2 is perfect)", color="#D55E00")
     loss_axes.set(title="Training loss", xlabel="epoch")
-    _line(accuracy_axes, report, "train_accuracy", label="training (augmented)", color=_GREY, linestyle=":")
-    _line(accuracy_axes, report, "top1", label="test, all classes", color=_INK, linewidth=2.2, zorder=4)
-    for group, colour in _GROUP_COLOURS.items():
+    _line(accuracy_axes, report, "train_accuracy", label="training (augmented)", color=GREY, linestyle=":")
+    _line(accuracy_axes, report, "top1", label="test, all classes", color=INK, linewidth=2.2, zorder=4)
+    for group, colour in GROUP_COLOURS.items():
         _line(accuracy_axes, report, group, label=f"test, {group}", color=colour, linewidth=1.3)
     accuracy_axes.set(title="Accuracy", xlabel="epoch", ylim=(0, 1.02))
     accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -116,17 +88,17 @@ def _per_class(report: RunReport) -> Figure:
     counts = [report.class_counts[k] for k in order]
     recalls = [report.evaluation.per_class[k] for k in order]
     heights = [0.0 if recall is None else recall for recall in recalls]
-    colours = [_GROUP_COLOURS[shot_group(count)] for count in counts]
+    colours = [GROUP_COLOURS[shot_group(count)] for count in counts]
     width = 0.8 if classes <= 50 else 1.0
     recall_axes.bar(positions, heights, color=colours, width=width)
     count_axes.bar(positions, counts, color=colours, width=width)
     if classes <= 20:
         for position, recall, height in zip(positions, recalls, heights, strict=True):
             text = "no test\nimages" if recall is None else f"{recall:.0%}"
-            recall_axes.text(position, height + 0.02, text, ha="center", va="bottom", fontsize=8.5, bbox=_HALO)
+            recall_axes.text(position, height + 0.02, text, ha="center", va="bottom", fontsize=8.5, bbox=HALO)
         for position, count in zip(positions, counts, strict=True):
-            count_axes.text(position, count * 1.1, str(count), ha="center", va="bottom", fontsize=8.5, bbox=_HALO)
-    recall_axes.axhline(report.evaluation.top1, color=_INK, linewidth=1, linestyle="--")
+            count_axes.text(position, count * 1.1, str(count), ha="center", va="bottom", fontsize=8.5, bbox=HALO)
+    recall_axes.axhline(report.evaluation.top1, color=INK, linewidth=1, linestyle="--")
     recall_axes.set(title="Recall on the test set, most frequent class first", ylim=(0, 1.14))
     recall_axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     recall_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -134,7 +106,7 @@ def _per_class(report: RunReport) -> Figure:
     count_axes.set(title="Training images (logarithmic)", ylim=(min(0.8, min(counts)), max(counts) * 3))
     count_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     count_axes.yaxis.set_minor_formatter(NullFormatter())
-    _label_ticks(count_axes, positions, [report.class_names[k] for k in order])
+    label_ticks(count_axes, positions, [report.class_names[k] for k in order])
     recall_axes.grid(visible=False, axis="x")
     _group_legend(figure, counts, report.evaluation.top1)
     return figure
@@ -143,9 +115,9 @@ def _per_class(report: RunReport) -> Figure:
 def _group_legend(figure: Figure, counts: Sequence[int], top1: float) -> None:
     present = {shot_group(count) for count in counts}
     handles: list[Any] = [
-        Patch(color=colour, label=_GROUP_MEANING[group]) for group, colour in _GROUP_COLOURS.items() if group in present
+        Patch(color=colour, label=GROUP_MEANING[group]) for group, colour in GROUP_COLOURS.items() if group in present
     ]
-    handles.append(Line2D([], [], color=_INK, linestyle="--", linewidth=1, label=f"top-1 {top1:.1%}"))
+    handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1, label=f"top-1 {top1:.1%}"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8.5)
 
 
@@ -153,17 +125,17 @@ def _shot_groups(report: RunReport) -> Figure:
     figure = Figure(figsize=(6.2, 3.4), layout="constrained")
     axes = figure.subplots()
     members = report.group_sizes
-    names: list[ShotGroup] = list(_GROUP_COLOURS)
+    names: list[ShotGroup] = list(GROUP_COLOURS)
     for position, group in enumerate(names):
         value = getattr(report.evaluation, group)
         if value is None:
-            axes.text(position, 0.02, "no such class", ha="center", va="bottom", color=_GREY)
+            axes.text(position, 0.02, "no such class", ha="center", va="bottom", color=GREY)
             continue
-        axes.bar(position, value, color=_GROUP_COLOURS[group], width=0.6)
-        axes.text(position, value + 0.02, f"{value:.1%}", ha="center", va="bottom", fontweight="bold", bbox=_HALO)
+        axes.bar(position, value, color=GROUP_COLOURS[group], width=0.6)
+        axes.text(position, value + 0.02, f"{value:.1%}", ha="center", va="bottom", fontweight="bold", bbox=HALO)
     top1 = report.evaluation.top1
-    axes.axhline(top1, color=_INK, linewidth=1, linestyle="--", label=f"top-1, all classes: {top1:.1%}")
-    labels = [f"{_GROUP_MEANING[group].replace(' (', chr(10) + '(')}\n{_classes(members[group])}" for group in names]
+    axes.axhline(top1, color=INK, linewidth=1, linestyle="--", label=f"top-1, all classes: {top1:.1%}")
+    labels = [f"{GROUP_MEANING[group].replace(' (', chr(10) + '(')}\n{_classes(members[group])}" for group in names]
     axes.set_xticks(range(len(names)), labels)
     axes.set(title="Mean recall of each group of classes", ylim=(0, 1.14), xlim=(-0.5, len(names) - 0.5))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
@@ -204,19 +176,9 @@ def _mixture(report: RunReport) -> Figure:
         title="Pixel entropy: 1 = every Gaussian gets every pixel (plain batch norm), 0 = one Gaussian a pixel",
         ylim=(-0.05, 1.08),
     )
-    _label_ticks(entropy_axes, positions, layers)
+    label_ticks(entropy_axes, positions, layers)
     figure.legend(loc="outside upper center", ncols=min(components, 8), fontsize=8.5)
     return figure
-
-
-def _label_ticks(axes: Any, positions: Any, labels: Sequence[str]) -> None:
-    stride = -(-len(labels) // _MAX_TICK_LABELS)
-    shown = [label if len(label) <= 24 else label[:23] + "…" for label in labels[::stride]]
-    flat = sum(len(label) for label in shown) < 80
-    rotation = {"rotation": 0} if flat else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(positions[::stride], shown, fontsize=8.5, **rotation)
-    axes.set_xlim(-0.7, len(labels) - 0.3)
-    axes.grid(visible=False, axis="x")
 
 
 def _classes(count: int) -> str:

@@ -12,7 +12,7 @@ from cbn_deploy.training.evaluation import Confusion, Evaluation
 from cbn_deploy.training.metrics.mixture import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 
-__all__ = ["LayerMixture", "RunReport"]
+__all__ = ["RunReport"]
 
 _FORMAT_VERSION = 1
 

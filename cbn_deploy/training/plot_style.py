@@ -1,0 +1,50 @@
+"""How every plot of the project looks: colours that survive colour blindness and grey printers, type, tick labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cbn_deploy.runtime.description import ShotGroup
+
+__all__ = ["DPI", "GREY", "GROUP_COLOURS", "GROUP_MEANING", "HALO", "INK", "STYLE", "label_ticks"]
+
+# Three colours of Okabe and Ito's palette, which differ in lightness too, so that they survive a grey printer.
+GROUP_COLOURS: dict[ShotGroup, str] = {"many": "#0072B2", "medium": "#56B4E9", "few": "#D55E00"}
+GROUP_MEANING: dict[ShotGroup, str] = {
+    "many": "many (> 100 training images)",
+    "medium": "medium (20 to 100)",
+    "few": "few (< 20)",
+}
+INK, GREY = "#222222", "#777777"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+    "text.color": INK,
+    "figure.facecolor": "white",
+}
+# Behind a number, so that no line runs through it.
+HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+DPI = 130
+_MAX_TICK_LABELS = 32
+
+
+def label_ticks(axes: Any, positions: Any, labels: Sequence[str]) -> None:
+    """Class or layer names under the bars at ``positions``: every one that fits, long ones cut and slanted."""
+    stride = -(-len(labels) // _MAX_TICK_LABELS)
+    shown = [label if len(label) <= 24 else label[:23] + "…" for label in labels[::stride]]
+    flat = sum(len(label) for label in shown) < 80
+    rotation = {"rotation": 0} if flat else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(positions[::stride], shown, fontsize=8.5, **rotation)
+    axes.set_xlim(-0.7, len(labels) - 0.3)
+    axes.grid(visible=False, axis="x")
