@@ -23,6 +23,7 @@ from cbn_deploy.errors import DataError, OutputError
 from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import freeze
 from cbn_deploy.runtime.description import ModelDescription
+from export.familiarity import add_familiarity
 from export.inputs import ParityInputs, default_count, read_images
 from export.op_nodes import cbn_nodes
 from export.op_sites import find_sites
@@ -134,6 +135,7 @@ def export_checkpoint(
         self_test=record_self_test(model, ir.serde.serialize_model(final), preprocessing).to_dict(),
         parity=parity.to_dict() if pruning is None else {**parity.to_dict(), "pruning": pruning.to_dict()},
     )
+    description = add_familiarity(description, model, _held_out(loaded, options, default_count(preprocessing)))
     DescribePass(description, __version__)(final)
     size = _write(final, output)
     return ExportResult(
@@ -154,9 +156,7 @@ def _pruned(model: nn.Module, checkpoint: Checkpoint, options: ExportOptions) ->
         return model, None
     preprocessing = checkpoint.description.preprocessing
     count = default_count(preprocessing) if options.inputs is None else options.inputs
-    # For a lower precision --data is not a folder of images but a test set.
-    data = options.data if options.precision == "fp32" else None
-    inputs = ParityInputs(preprocessing, _real_images(checkpoint, data, count), count, SEED)
+    inputs = ParityInputs(preprocessing, _held_out(checkpoint, options, count), count, SEED)
     return prune_components(model, inputs, options.prune_threshold)
 
 
@@ -206,6 +206,11 @@ def _check_output(checkpoint: Path, output: Path) -> None:
         raise OutputError(f"{output} is the checkpoint itself; choose another output name.")
     # Weights dominate a checkpoint and a model file alike.
     check_writable(output.parent, needed_bytes=2 * checkpoint.stat().st_size)
+
+
+def _held_out(checkpoint: Checkpoint, options: ExportOptions, count: int) -> NDArray[np.uint8]:
+    # For a lower precision --data is not a folder of images but a test set.
+    return _real_images(checkpoint, options.data if options.precision == "fp32" else None, count)
 
 
 def _real_images(checkpoint: Checkpoint, data: Path | None, count: int) -> NDArray[np.uint8]:
