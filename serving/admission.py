@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serving.errors import ApiError
+from serving.models import ServedModel
 
 __all__ = ["Admission"]
 
-_RETRY_AFTER_SECONDS = 1
-
 
 class Admission:
-    """At most ``limit`` requests are read, decoded, queued and run at a time; the next one is turned away at once.
+    """At most ``limit`` requests of a model are read, decoded, queued and run at a time; the next is turned away.
 
-    Used from the event loop only, so a plain counter is enough.
+    Each model has its own ``limit`` places, so that a slow one cannot take them from the others. Used from the event
+    loop only, so plain counters are enough.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.admitted = 0
+        self._admitted: Counter[str] = Counter()
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold a place while the block runs.
+    def admit(self, model: ServedModel) -> Iterator[None]:
+        """Hold one of ``model``'s places while the block runs.
 
         Raises:
-            ApiError: 503 with Retry-After, if there is none.
+            ApiError: 503, if there is none; Retry-After is the time that those before take at the measured rate.
         """
-        if self.admitted >= self._limit:
+        admitted = self._admitted[model.name]
+        if admitted >= self._limit:
             raise ApiError(
                 503,
-                f"The server is busy with {self.admitted} requests; try again.",
-                {"Retry-After": str(_RETRY_AFTER_SECONDS)},
+                f"{model.name} is busy with {admitted} requests; try again.",
+                {"Retry-After": str(model.batcher.retry_after(admitted))},
             )
-        self.admitted += 1
+        self._admitted[model.name] += 1
         try:
             yield
         finally:
-            self.admitted -= 1
+            self._admitted[model.name] -= 1

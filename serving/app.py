@@ -10,12 +10,13 @@ from cbn_deploy.runtime.preprocessing import ImageLimits
 from serving.admission import Admission
 from serving.api import operations, v1, v2
 from serving.auth import ApiKeys, require_key
+from serving.draining import Drain
 from serving.errors import install_error_handlers
 from serving.images import Decoder
 from serving.inference import InferencePool
 from serving.metrics import Metrics
 from serving.middleware import ObserveRequests
-from serving.models import ModelRegistry
+from serving.models import ModelRegistry, Watcher
 from serving.services import Services
 from serving.settings import ServingSettings, load_settings
 
@@ -45,17 +46,15 @@ def create_app(settings: ServingSettings | None = None) -> FastAPI:
     for router in (v1.router, v2.router, operations.router):
         app.include_router(router, dependencies=guards)
     install_error_handlers(app)
-    app.add_middleware(ObserveRequests, metrics=services.metrics)
+    app.add_middleware(ObserveRequests, metrics=services.metrics, drain=services.drain)
     return app
 
 
 def _build_services(settings: ServingSettings) -> Services:
     keys = ApiKeys(settings.api_key_file) if settings.api_key_file else None
     inference = InferencePool(settings.concurrency)
-    registry = ModelRegistry(settings, inference)
     metrics = Metrics()
-    for model in registry:
-        metrics.describe(model)
+    registry = ModelRegistry(settings, inference, metrics.count_batch, metrics.describe)
     limits = ImageLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels)
     return Services(
         settings=settings,
@@ -65,4 +64,6 @@ def _build_services(settings: ServingSettings) -> Services:
         inference=inference,
         metrics=metrics,
         keys=keys,
+        watcher=Watcher(registry, settings.watch_interval),
+        drain=Drain(),
     )

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from cbn_deploy.cli import run_cli
 from cbn_deploy.errors import SettingsError
 from serving.app import create_app
+from serving.draining import DrainingServer
 from serving.logs import configure_logging
 from serving.protocol import header_deadline_protocol
 from serving.settings import ServingSettings, load_settings
@@ -25,6 +26,8 @@ _EXAMPLES = """
 Examples:
 
   cbn-serve model.onnx
+
+  cbn-serve --model-repository models        # models/NAME/VERSION/model.onnx or models/NAME.onnx
 
   cbn-serve birds=birds/model.onnx flowers=flowers/model.onnx --host 0.0.0.0 --port 9000
 
@@ -47,6 +50,22 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="MODEL.onnx ...", help="Model files; NAME=PATH serves one under a name of its own."),
     ] = None,
+    model_repository: Annotated[
+        Path | None, typer.Option(help="Folder of models, NAME/VERSION/model.onnx or NAME.onnx, watched for changes.")
+    ] = None,
+    keep_versions: Annotated[
+        int | None, typer.Option(help="Newest versions of a model in the folder that answer. Default: 2.")
+    ] = None,
+    watch_interval: Annotated[
+        float | None, typer.Option(help="Seconds between looks at the model files; 0: never. Default: 2.")
+    ] = None,
+    model_control: Annotated[
+        bool | None,
+        typer.Option(
+            "--model-control/--no-model-control",
+            help="Let clients load and unload models. Default: only on a loopback address or with --api-key-file.",
+        ),
+    ] = None,
     runtime: Annotated[
         str | None, typer.Option(help="auto, onnxruntime, onnxruntime-cuda, openvino, torch or tensorrt.")
     ] = None,
@@ -61,7 +80,7 @@ def serve(
         typer.Option(help="Seconds that a batch which is not full waits for more images. Default: 0."),
     ] = None,
     max_queue: Annotated[
-        int | None, typer.Option(help="Requests in progress or waiting; the next one gets 503. Default: 64.")
+        int | None, typer.Option(help="Requests of a model in progress or waiting; then 503. Default: 64.")
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds for decoding and inference, then 504. Default: 30.")
@@ -73,6 +92,10 @@ def serve(
         float | None, typer.Option(help="Seconds for a head to arrive, and for a body, then 408. Default: 10.")
     ] = None,
     max_connections: Annotated[int | None, typer.Option(help="Open connections. Default: 1000.")] = None,
+    drain_delay: Annotated[
+        float | None,
+        typer.Option(help="Seconds after SIGTERM in which requests are still taken, but not ready. Default: 0."),
+    ] = None,
     drain_timeout: Annotated[
         int | None, typer.Option(help="Seconds that SIGTERM leaves requests to finish. Default: 30.")
     ] = None,
@@ -125,11 +148,11 @@ def _run(application: FastAPI, settings: ServingSettings, listener: socket.socke
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     log.info("serving", extra={"fields": {"url": url, "docs": f"{url}/docs", "models": _names(application)}})
-    uvicorn.Server(config).run(sockets=[listener])
+    DrainingServer(config, application.state.services.drain, settings.drain_delay).run(sockets=[listener])
 
 
 def _names(application: FastAPI) -> list[str]:
-    return [model.name for model in application.state.services.registry]
+    return list(dict.fromkeys(model.name for model in application.state.services.registry))
 
 
 def _exit_cleanly(*_: object) -> None:

@@ -1,8 +1,8 @@
 """Every failure as a status and one sentence: RFC 9457 problem+json, or ``{"error": text}`` under ``/v2``.
 
-400 malformed body · 401 no valid key · 404 no such path or model · 405 method · 408 body too slow · 413 too many
-bytes, pixels or images · 415 not an image we read · 422 bad parameter or damaged image · 500 our fault · 503 full ·
-504 too slow.
+400 malformed body · 401 no valid key · 403 not allowed here · 404 no such path or model · 405 method · 408 body too
+slow · 413 too many bytes, pixels or images · 415 not an image we read · 422 bad parameter or damaged image · 499 the
+client has gone · 500 our fault · 503 full, or no model ready · 504 too slow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from starlette.exceptions import HTTPException
 from cbn_deploy.errors import CbnError, CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from serving.responses import JsonResponse
 
-__all__ = ["ApiError", "error_response", "install_error_handlers"]
+__all__ = ["CLIENT_GONE", "ApiError", "error_response", "install_error_handlers"]
+
+CLIENT_GONE = 499  # of no standard, but what everybody's logs say since nginx
 
 _SENTENCES = {
     404: "There is nothing at this path; /docs lists what there is.",
@@ -41,12 +43,13 @@ def error_response(
     scope: MutableMapping[str, Any], status: int, detail: str = "", headers: Mapping[str, str] | None = None
 ) -> JsonResponse:
     """The error body that the path of an ASGI ``scope`` promises."""
-    detail = detail or _SENTENCES.get(status, HTTPStatus(status).phrase)
+    title = "Client Closed Request" if status == CLIENT_GONE else HTTPStatus(status).phrase
+    detail = detail or _SENTENCES.get(status, title)
     if scope["path"] == "/v2" or scope["path"].startswith("/v2/"):
         return JsonResponse({"error": detail}, status, headers)
     problem = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
+        "title": title,
         "status": status,
         "detail": detail,
         "request_id": scope.get("state", {}).get("request_id", ""),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serving.batching import BatchRecord
 from serving.models import ServedModel
 
 __all__ = ["Metrics"]
 
 # From a millisecond, which a small model takes, to the longest timeout worth waiting for.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -32,25 +37,49 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._batch_images = Histogram(
+            "cbn_batch_images",
+            "Images that ran together in one inference.",
+            ("model",),
+            buckets=_IMAGES,
+            registry=self._registry,
+        )
         self._model_info = Gauge(
             "cbn_model_info",
             "1 for every model that is served; the labels say what runs it.",
-            ("model", "architecture", "components", "runtime", "runtime_version", "kernel_path", "device", "threads"),
+            (
+                "model",
+                "version",
+                "architecture",
+                "components",
+                "runtime",
+                "runtime_version",
+                "kernel_path",
+                "device",
+                "threads",
+            ),
             registry=self._registry,
         )
 
-    def describe(self, model: ServedModel) -> None:
-        """Publish which code answers for ``model``."""
-        self._model_info.labels(
-            model=model.name,
-            architecture=model.description.architecture,
-            components=model.description.components,
-            runtime=model.info.runtime,
-            runtime_version=model.info.version,
-            kernel_path=model.info.kernel_path,
-            device=model.info.device,
-            threads=model.info.threads,
-        ).set(1)
+    def describe(self, models: Iterable[ServedModel]) -> None:
+        """Publish which code answers for which model."""
+        self._model_info.clear()
+        for model in models:
+            self._model_info.labels(
+                model=model.name,
+                version=model.version,
+                architecture=model.description.architecture,
+                components=model.description.components,
+                runtime=model.info.runtime,
+                runtime_version=model.info.version,
+                kernel_path=model.info.kernel_path,
+                device=model.info.device,
+                threads=model.info.threads,
+            ).set(1)
+
+    def count_batch(self, model: str, record: BatchRecord) -> None:
+        """A batch of the model of this name has run."""
+        self._batch_images.labels(model=model).observe(record.images)
 
     def render(self) -> bytes:
         """The Prometheus text format."""

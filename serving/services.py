@@ -9,10 +9,11 @@ from fastapi import Depends, Request
 
 from serving.admission import Admission
 from serving.auth import ApiKeys
+from serving.draining import Drain
 from serving.images import Decoder
 from serving.inference import InferencePool
 from serving.metrics import Metrics
-from serving.models import ModelRegistry
+from serving.models import ModelRegistry, Watcher
 from serving.settings import ServingSettings
 
 __all__ = ["Services", "ServicesOf"]
@@ -29,9 +30,16 @@ class Services:
     inference: InferencePool
     metrics: Metrics
     keys: ApiKeys | None
+    watcher: Watcher
+    drain: Drain
+
+    def not_ready(self) -> str:
+        """Why requests should not be sent here; empty: they will be answered."""
+        return "The server is shutting down." if self.drain.begun else self.registry.not_ready()
 
     def close(self) -> None:
         """Stop the threads and release the models."""
+        self.watcher.close()
         self.decoder.close()
         self.inference.close()
         self.registry.close()

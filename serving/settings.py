@@ -9,16 +9,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cbn_deploy.errors import SettingsError
 from cbn_deploy.runtime.factory import RuntimeName, available_cpus
 
-__all__ = ["ModelSource", "ServingSettings", "load_settings"]
+__all__ = ["MODEL_NAME", "ModelSource", "ServingSettings", "load_settings"]
 
 _ENV_PREFIX = "CBN_"
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ModelSource(BaseModel):
@@ -39,7 +41,7 @@ class ModelSource(BaseModel):
         name, separator, path = text.partition("=")
         if not separator:
             name, path = Path(text).stem, text
-        if not _MODEL_NAME.fullmatch(name):
+        if not MODEL_NAME.fullmatch(name):
             raise ValueError(
                 f"{name!r} is no model name (letters, digits, '.', '_', '-', at most 64); write NAME=PATH to choose one"
             )
@@ -51,7 +53,11 @@ class ServingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, frozen=True, extra="forbid")
 
-    models: Annotated[tuple[ModelSource, ...], NoDecode] = Field(min_length=1)
+    models: Annotated[tuple[ModelSource, ...], NoDecode] = ()
+    model_repository: Path | None = None
+    keep_versions: int = Field(default=2, ge=1, le=1000)
+    watch_interval: float = Field(default=2.0, ge=0, le=3600)
+    model_control: bool | None = None
     runtime: RuntimeName = "auto"
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -70,6 +76,7 @@ class ServingSettings(BaseSettings):
     upload_timeout: float = Field(default=10.0, gt=0, le=3600)
 
     max_connections: int = Field(default=1000, ge=1, le=1_000_000)
+    drain_delay: float = Field(default=0.0, ge=0, le=3600)
     drain_timeout: int = Field(default=30, ge=1, le=3600)
     api_key_file: Path | None = None
 
@@ -89,6 +96,19 @@ class ServingSettings(BaseSettings):
                 raise ValueError(f"two models are called {name!r}; write NAME=PATH to give each its own name")
         return models
 
+    @model_validator(mode="after")
+    def _something_to_serve(self) -> ServingSettings:
+        if not self.models and self.model_repository is None:
+            raise PydanticCustomError("nothing_to_serve", "no model")
+        return self
+
+    @property
+    def allows_model_control(self) -> bool:
+        """Whether clients may load and unload models: unless told, if only this machine or holders of a key can ask."""
+        if self.model_control is not None:
+            return self.model_control
+        return self.api_key_file is not None or self.host in _LOOPBACK
+
 
 def load_settings(**given: Any) -> ServingSettings:
     """Settings from arguments and environment; an argument that is ``None`` counts as not given.
@@ -100,8 +120,10 @@ def load_settings(**given: Any) -> ServingSettings:
         return ServingSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        if first["loc"] == ("models",) and first["type"] == "missing":
-            raise SettingsError("Say which model files to serve: cbn-serve MODEL.onnx.") from error
+        if first["type"] == "nothing_to_serve":
+            raise SettingsError(
+                "Say which model files to serve: cbn-serve MODEL.onnx, or --model-repository DIR."
+            ) from error
         name = ".".join(map(str, first["loc"][:1])) or "settings"
         message = str(first["msg"]).removeprefix("Value error, ")
         raise SettingsError(

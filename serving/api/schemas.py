@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.models import ModelState
 from serving.ranking import RankedLabel
 
 __all__ = [
@@ -27,6 +28,10 @@ class ClassifyQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(default=None, description="Which model; needed only where several are served.")
+    version: str | None = Field(default=None, description="Which version of it; default: the newest.")
+    timeout: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Seconds for the answer; at most the server's own limit."
+    )
     top_k: int = Field(default=5, ge=1, description="How many labels to return; all, if there are fewer.")
     prior: str | None = Field(
         default=None,
@@ -62,6 +67,7 @@ class ClassifyResponse:
     """The answers, in the order of the images."""
 
     model: str
+    version: str
     results: list[ImageResult]
     timing: Timing
     request_id: str
@@ -69,9 +75,10 @@ class ClassifyResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary:
-    """A model that is served, and what runs it."""
+    """A version of a model that is served, and what runs it."""
 
     name: str
+    version: str
     architecture: str
     components: Annotated[int, Field(description="Gaussians a layer; 0 for a batch-norm model.")]
     labels: list[str]
@@ -88,9 +95,10 @@ class ModelSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelList:
-    """Every model that is served."""
+    """Every version that answers, newest first, and the state of those that do not."""
 
     models: list[ModelSummary]
+    versions: list[ModelState]
 
 
 class Problem(BaseModel):
@@ -112,6 +120,7 @@ class V2Error(BaseModel):
 _MEANINGS = {
     400: "The body is malformed or incomplete.",
     401: "The server needs an API key.",
+    403: "The server does not let clients load and unload models.",
     404: "There is no such path or model.",
     405: "The path does not take this method.",
     408: "The body did not arrive in time.",
@@ -119,7 +128,7 @@ _MEANINGS = {
     415: "Not an image of a format that is read.",
     422: "A bad parameter, or a damaged image.",
     500: "A fault of the server.",
-    503: "The server is full; try again after Retry-After seconds.",
+    503: "The server is full, or the model is not ready; try again after Retry-After seconds.",
     504: "The answer took too long.",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from serving.api.schemas import (
     Timing,
     problems,
 )
+from serving.connection import while_connected
 from serving.errors import ApiError
 from serving.images import read_images
 from serving.models import ServedModel
@@ -53,8 +55,9 @@ _BODY = {
 
 @router.get("/models", response_model=ModelList, responses=problems(401, 500))
 async def list_models(services: ServicesOf) -> JsonResponse:
-    """The models that are served, with their labels and what runs them."""
-    return JsonResponse(ModelList(models=[_summary(model) for model in services.registry]))
+    """The models that are served, with their labels and what runs them, and what has become of every version."""
+    models = [_summary(model) for model in services.registry]
+    return JsonResponse(ModelList(models=models, versions=services.registry.index()))
 
 
 @router.post(
@@ -65,22 +68,24 @@ async def list_models(services: ServicesOf) -> JsonResponse:
 )
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], services: ServicesOf) -> JsonResponse:
     """Rank the labels of one or several images, sent as the parts `image` of a form, or one image as the body."""
-    with services.admission.admit():
-        model = services.registry.get(query.model)
+    model = services.registry.get(query.model, query.version)
+    with services.admission.admit(model):
         prior = _target_prior(query.prior, model)
         if query.explain and not model.components:
             raise ApiError(422, f"explain: {model.name} returns no posteriors; export it with --with-posterior.")
         images = await read_images(request, services.settings, services.decoder)
+        limit = min(query.timeout or math.inf, services.settings.timeout)
         try:
-            answer = _classify(images, model, services)
-            prediction, timing = await asyncio.wait_for(answer, services.settings.timeout)
+            async with while_connected(request):
+                prediction, timing = await asyncio.wait_for(_classify(images, model, services), limit)
         except asyncio.TimeoutError:
-            raise ApiError(504, f"No answer within {services.settings.timeout:g} seconds; send fewer images.") from None
+            raise ApiError(504, f"No answer within {limit:g} seconds; send fewer images.") from None
     services.metrics.images.labels(model=model.name).inc(len(images))
     request.state.log.update(model=model.name, images=len(images))
     return JsonResponse(
         ClassifyResponse(
             model=model.name,
+            version=model.version,
             results=[_result(prediction, index, model, prior, query) for index in range(len(images))],
             timing=timing,
             request_id=request.state.request_id,
@@ -134,6 +139,7 @@ def _summary(model: ServedModel) -> ModelSummary:
     description = model.description
     return ModelSummary(
         name=model.name,
+        version=model.version,
         architecture=description.architecture,
         components=description.components,
         labels=list(description.class_names),

@@ -1,106 +1,289 @@
-"""The models by name and version."""
+"""The models by name and version: loaded, replaced and taken away while requests go on.
+
+Loading is plain blocking code, one load at a time, in whichever thread asks for it; what it changes it publishes as one
+new immutable mapping. The event loop only ever reads that mapping, so it needs no lock and never sees half a change.
+A version that is replaced lives until the last request that got it is done (:func:`serving.models.loading.load_model`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
-import numpy as np
-
-from cbn_deploy.errors import ModelFileError
-from cbn_deploy.runtime.factory import open_session
-from serving.batching import Batcher
+from cbn_deploy.errors import CbnError, SettingsError
 from serving.errors import ApiError
 from serving.inference import InferencePool
+from serving.models.files import Fingerprint, ModelFile, find_files
+from serving.models.loading import OnBatch, load_model
 from serving.models.served import ServedModel
-from serving.models.state import ModelState
-from serving.models.statistics import ModelStatistics
-from serving.settings import ModelSource, ServingSettings
+from serving.models.state import ModelState, Slot
+from serving.settings import ServingSettings
 
 __all__ = ["ModelRegistry"]
 
-_FIRST_VERSION = "1"
+Key = tuple[str, int]
+
+_GONE = "Its file is gone; the copy in memory goes on answering."
+
+log = logging.getLogger("serving.models")
 
 
 class ModelRegistry:
-    """Models by name. Loading runs each once, so what is listed is known to answer."""
+    """The models that are served.
 
-    def __init__(self, settings: ServingSettings, pool: InferencePool) -> None:
+    Args:
+        settings: which files, and how they are loaded.
+        pool: where inference runs.
+        on_batch: called with the model's name after every batch.
+        on_change: called, in the loading thread, after what is served has changed.
+
+    Raises:
+        CbnError: a model named in the settings cannot be served; one in the folder of models is only marked so.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        pool: InferencePool,
+        on_batch: OnBatch,
+        on_change: Callable[[ModelRegistry], None],
+    ) -> None:
         self._settings, self._pool = settings, pool
-        self._sources = {source.name: source for source in settings.models}
-        self._models = {name: self._load(source) for name, source in self._sources.items()}
+        self._on_batch, self._on_change = on_batch, on_change
+        self._loading = threading.Lock()
+        self._slots: Mapping[Key, Slot] = MappingProxyType({})
+        self._seen: Mapping[Key, Fingerprint] = {}
+        self._unloaded: frozenset[str] = frozenset()
+        self._load_all()
+        self._required = frozenset(name for name, _ in self._slots)
 
     def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
+        """Every version that answers; of each model the newest first."""
+        slots = self._slots
+        for name in dict.fromkeys(name for name, _ in slots):
+            yield from _ready(slots, name)
 
     def get(self, name: str | None, version: str | None = None) -> ServedModel:
         """The version ``version`` of the model called ``name``; by default the newest one of the only model.
 
         Raises:
-            ApiError: 404, no such model or version; 422, no name although there are several.
+            ApiError: 404, no such model or version; 422, no name although there are several; 503, nothing answers now.
         """
+        slots = self._slots
+        names = list(dict.fromkeys(known for known, _ in slots))
         if name is None:
-            if len(self._models) > 1:
-                raise ApiError(422, f"model: there are several, name one of {', '.join(self._models)}.")
-            return next(iter(self._models.values()))
-        if name not in self._models:
-            raise ApiError(404, f"There is no model {name[:80]!r}; there is {', '.join(self._models)}.")
-        model = self._models[name]
-        if version not in (None, "", model.version):
-            raise ApiError(404, f"{name} has no version {version[:20]!r}; there is {model.version}.")
-        return model
+            if len(names) > 1:
+                raise ApiError(422, f"model: there are several, name one of {', '.join(names)}.")
+            if not names:
+                raise ApiError(503, "There is no model to answer; put one into the folder of models.")
+            name = names[0]
+        if name not in names:
+            raise ApiError(404, f"There is no model {name[:80]!r}; there is {', '.join(names) or 'none'}.")
+        ready = _ready(slots, name)
+        if not version:
+            if not ready:
+                raise ApiError(503, f"{name} cannot answer now: {_reasons(slots, name)}")
+            return ready[0]
+        for model in ready:
+            if model.version == version:
+                return model
+        there_is = ", ".join(model.version for model in ready) or "none"
+        raise ApiError(404, f"{name} has no version {version[:20]!r} that answers; there is {there_is}.")
 
     def index(self) -> list[ModelState]:
-        """Every version, and what has become of it."""
-        return [ModelState(name=model.name, version=model.version, state="READY", reason="") for model in self]
+        """Every version of every model, and what has become of it."""
+        return [slot.as_state() for slot in self._slots.values()]
+
+    def not_ready(self) -> str:
+        """Why requests would not be answered: a model that was there at the start has no version that answers, or there
+        is no model at all. Empty: all is well."""
+        slots = self._slots
+        silent = [name for name in sorted(self._required - self._unloaded) if not _ready(slots, name)]
+        if silent:
+            return " ".join(f"{name}: {_reasons(slots, name)}" for name in silent)
+        return "" if any(slot.model for slot in slots.values()) else "There is no model to answer."
 
     async def load(self, name: str) -> None:
-        """Load the model called ``name`` from its file again; the present one answers until then, or if that fails.
+        """Look at the files of the model called ``name`` now and load them, also such as failed or were unloaded.
+
+        The present version answers until then, and if the new one fails.
 
         Raises:
-            ApiError: 404, no such model; 422, its file cannot be served.
+            ApiError: 403, not allowed; 404, no such model; 422, its newest file cannot be served.
         """
-        if name not in self._sources:
-            raise ApiError(404, f"There is no model {name[:80]!r}; there is {', '.join(self._sources)}.")
-        try:
-            self._models[name] = await self._pool.run(lambda: self._load(self._sources[name]))
-        except ModelFileError as error:
-            raise ApiError(422, str(error)) from error
+        self._require_control()
+        await asyncio.to_thread(self._load_named, name)
 
     async def unload(self, name: str) -> None:
-        """Take the model called ``name`` away; requests that have it finish.
+        """Take the model called ``name`` away until it is loaded by name again; requests that have it finish.
 
         Raises:
-            ApiError: 404, no such model.
+            ApiError: 403, not allowed; 404, no such model.
         """
-        del self._models[self.get(name).name]
+        self._require_control()
+        await asyncio.to_thread(self._unload_named, name)
 
-    def _load(self, source: ModelSource) -> ServedModel:
-        session = open_session(source.path, self._settings.runtime, self._settings.threads)
-        size = session.description.preprocessing
-        # A batch of two: a batch of one would not notice a graph whose batch dimension is fixed inside.
-        trial = session.run(np.zeros((2, 3, size.height, size.width), dtype=np.float32))
-        if trial.logits.shape != (2, len(session.description.class_names)) or not np.isfinite(trial.logits).all():
-            raise ModelFileError(
-                f"{source.path} answers a blank image with no finite logits; train or export it again."
-            )
-        statistics = ModelStatistics()
-        return ServedModel(
-            name=source.name,
-            version=_FIRST_VERSION,
-            description=session.description,
-            info=session.describe(),
-            components={layer: posterior.shape[1] for layer, posterior in trial.posteriors.items()},
-            batcher=Batcher(
-                session,
-                self._pool,
-                max_batch=self._settings.max_batch,
-                max_delay=self._settings.max_delay,
-                max_queue=self._settings.max_queue,
-                on_batch=statistics.count_batch,
-            ),
-            statistics=statistics,
-        )
+    def refresh(self) -> None:
+        """Look at all files; load what is new or changed and has been the same twice, drop versions out of date.
+
+        Raises:
+            OSError: the folder of models cannot be read.
+        """
+        with self._loading:
+            files = self._find()
+            settled = {key: file for key, file in files.items() if self._seen.get(key) == file.fingerprint}
+            self._seen = {key: file.fingerprint for key, file in files.items()}
+            for name in dict.fromkeys(name for name, _ in (*self._slots, *files)):
+                if name not in self._unloaded:
+                    self._update(name, files, settled)
 
     def close(self) -> None:
-        """Release every model."""
-        self._models.clear()
+        """Release every model; to be called when no request is left."""
+        with self._loading:
+            self._slots = MappingProxyType({})
+
+    def _load_all(self) -> None:
+        """What is there at the start is loaded without waiting for it to settle."""
+        try:
+            files = find_files(self._settings.models, self._settings.model_repository)
+        except OSError as error:
+            raise SettingsError(
+                f"The folder of models {self._settings.model_repository} cannot be read "
+                f"({error.strerror or error}); choose another --model-repository."
+            ) from error
+        for source in self._settings.models:
+            file = files.get((source.name, 1)) or ModelFile(
+                name=source.name, version=1, path=source.path, fingerprint=(0, 0, 0)
+            )
+            self._adopt(file, self._load(file))
+        for name in dict.fromkeys(name for name, _ in files):
+            self._update(name, files, files)
+
+    def _load_named(self, name: str) -> None:
+        with self._loading:
+            files = {key: file for key, file in self._find().items() if key[0] == name}
+            if not files:
+                raise ApiError(404, f"There is no file of a model {name[:80]!r}.")
+            self._unloaded -= {name}
+            for key in files:
+                if key in self._slots and self._slots[key].model is None:
+                    self._put(key, dataclasses.replace(self._slots[key], tried=None))
+            self._update(name, files, files)
+            newest = self._slots[name, max(version for _, version in files)]
+            if newest.reason:
+                raise ApiError(422, newest.reason)
+
+    def _unload_named(self, name: str) -> None:
+        with self._loading:
+            keys = [key for key in self._slots if key[0] == name]
+            if not keys:
+                raise ApiError(404, f"There is no model {name[:80]!r}.")
+            self._unloaded |= {name}
+            for key in keys:
+                self._put(key, Slot(name=name, version=key[1], reason="It was unloaded."))
+
+    def _require_control(self) -> None:
+        if not self._settings.allows_model_control:
+            raise ApiError(403, "Loading and unloading over HTTP is off; start cbn-serve with --model-control.")
+
+    def _find(self) -> dict[Key, ModelFile]:
+        return find_files(self._settings.models, self._settings.model_repository)
+
+    def _update(self, name: str, files: Mapping[Key, ModelFile], settled: Mapping[Key, ModelFile]) -> None:
+        """Bring one model up to date: the newest ``keep_versions`` versions that can be served answer."""
+        versions = sorted({version for known, version in (*self._slots, *files) if known == name}, reverse=True)
+        answering = 0
+        for version in versions:
+            key = (name, version)
+            if key not in files:
+                continue
+            if answering < self._settings.keep_versions:
+                self._bring_up(key, files[key], settled)
+                answering += self._slots[key].model is not None
+            else:
+                self._drop(key)
+        for version in versions:
+            if (name, version) not in files:
+                self._file_is_gone((name, version), alone=not answering)
+                answering += self._has_model((name, version))
+
+    def _bring_up(self, key: Key, file: ModelFile, settled: Mapping[Key, ModelFile]) -> None:
+        slot = self._slots.get(key) or Slot(name=file.name, version=file.version)
+        if slot.has_tried(file):
+            return
+        if key not in settled:
+            if slot.model is None:
+                self._put(key, dataclasses.replace(slot, state="LOADING", reason="Its file is still changing."))
+            return
+        if slot.model is None:
+            self._put(key, dataclasses.replace(slot, state="LOADING", reason="It is being loaded."))
+        started = time.perf_counter()
+        try:
+            model = self._load(file)
+        except CbnError as error:
+            self._reject(slot, file, str(error))
+        else:
+            seconds = round(time.perf_counter() - started, 3)
+            log.info(
+                "model loaded", extra={"fields": {"model": model.name, "version": model.version, "seconds": seconds}}
+            )
+            self._adopt(file, model)
+
+    def _load(self, file: ModelFile) -> ServedModel:
+        return load_model(file, self._settings, self._pool, self._on_batch)
+
+    def _adopt(self, file: ModelFile, model: ServedModel) -> None:
+        key = (file.name, file.version)
+        self._put(key, Slot(name=file.name, version=file.version, model=model, tried=file.fingerprint, state="READY"))
+
+    def _reject(self, slot: Slot, file: ModelFile, why: str) -> None:
+        if slot.model is None:
+            rejected = dataclasses.replace(slot, tried=file.fingerprint, state="UNAVAILABLE", reason=why)
+        else:
+            reason = f"Its file was changed and cannot be served, so what it was before goes on answering: {why}"
+            rejected = dataclasses.replace(slot, tried=file.fingerprint, reason=reason)
+        fields = {"model": file.name, "version": str(file.version), "reason": rejected.reason}
+        log.error("model rejected", extra={"fields": fields})
+        self._put((file.name, file.version), rejected)
+
+    def _file_is_gone(self, key: Key, *, alone: bool) -> None:
+        """A version whose file is gone makes way for another, but the last one that can answer stays."""
+        slot = self._slots[key]
+        if slot.model is None or not alone:
+            self._drop(key)
+        elif slot.reason != _GONE:
+            log.warning("model file gone", extra={"fields": {"model": slot.name, "version": str(slot.version)}})
+            # Whatever comes to lie at its path is loaded, even if it has the old fingerprint.
+            self._put(key, dataclasses.replace(slot, tried=None, reason=_GONE))
+
+    def _has_model(self, key: Key) -> bool:
+        return key in self._slots and self._slots[key].model is not None
+
+    def _drop(self, key: Key) -> None:
+        if key in self._slots:
+            self._publish({known: slot for known, slot in self._slots.items() if known != key})
+
+    def _put(self, key: Key, slot: Slot) -> None:
+        self._publish({**self._slots, key: slot})
+
+    def _publish(self, slots: Mapping[Key, Slot]) -> None:
+        self._slots = MappingProxyType(dict(sorted(slots.items())))
+        self._on_change(self)
+
+
+def _ready(slots: Mapping[Key, Slot], name: str) -> list[ServedModel]:
+    """The versions of a model that answer, newest first."""
+    found = [slot for (known, _), slot in slots.items() if known == name and slot.model is not None]
+    return [slot.model for slot in sorted(found, key=lambda slot: -slot.version) if slot.model is not None]
+
+
+def _reasons(slots: Mapping[Key, Slot], name: str) -> str:
+    return (
+        " ".join(f"Version {version}: {slot.reason}" for (known, version), slot in slots.items() if known == name)
+        or "It has no version."
+    )

@@ -32,7 +32,7 @@ def test_models_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ("given", "named"),
     [
         ({}, "cbn-serve MODEL.onnx"),
-        ({"models": []}, "--models"),
+        ({"models": []}, "--model-repository"),
         ({"models": ["a/model.onnx", "b/model.onnx"]}, "NAME=PATH"),
         ({"models": ["sp ace.onnx"]}, "NAME=PATH"),
         ({"models": ["../=x.onnx"]}, "NAME=PATH"),

@@ -38,9 +38,8 @@ async def server_live() -> JsonResponse:
 
 @router.get("/ready", response_model=Ready, responses=v2_errors(500, 503))
 async def server_ready(services: ServicesOf) -> JsonResponse:
-    """Whether a model will answer; if none will, why not."""
-    states = services.registry.index()
-    if not any(state.state == "READY" for state in states):
-        reasons = [f"{state.name} is {state.state.lower()} ({state.reason or 'no reason given'})" for state in states]
-        raise ApiError(503, f"No model is ready: {', '.join(reasons) or 'none is loaded'}.", {"Retry-After": "1"})
+    """Whether every model that was there at the start will answer; if not, why not. 503 too once SIGTERM has come."""
+    reason = services.not_ready()
+    if reason:
+        raise ApiError(503, reason, {"Retry-After": "1"})
     return JsonResponse(Ready(ready=True))

@@ -17,6 +17,7 @@ from serving.api.v2.inputs import read_input
 from serving.api.v2.request import InferRequest, RequestedOutput, header_length, parse_request
 from serving.api.v2.schemas import INFER_BODY, INFER_RESPONSES, InferResponse
 from serving.body import read_body
+from serving.connection import while_connected
 from serving.errors import ApiError
 from serving.models import ServedModel
 from serving.services import Services, ServicesOf
@@ -49,16 +50,17 @@ _INLINE_COMPRESS_BYTES = 16 * 2**10
 )
 async def infer(request: Request, model: str, services: ServicesOf, version: str | None = None) -> Response:
     """Classify the tensor `images` or the files `image_bytes`: logits and, where the model returns them, posteriors."""
-    with services.admission.admit():
-        served = services.registry.get(model, version)
+    served = services.registry.get(model, version)
+    with services.admission.admit(served):
         body = await _read(request, services)
         loop = asyncio.get_running_loop()
         arrived = loop.time()
         parsed, given = await _parse(body, request, served, services)
         outputs = requested_outputs(parsed, served)
         limit = min(parsed.timeout or services.settings.timeout, services.settings.timeout)
-        images = given if isinstance(given, np.ndarray) else await _decode(given, served, services, limit)
-        predicted = await served.predict(images, deadline=arrived + limit)
+        async with while_connected(request):
+            images = given if isinstance(given, np.ndarray) else await _decode(given, served, services, limit)
+            predicted = await served.predict(images, deadline=arrived + limit)
         _record(request, services, served, len(images), predicted.queue_seconds, predicted.inference_seconds)
         answer = await _encode(parsed, served, outputs, predicted.prediction, services)
         return await _respond(answer, request, services)

@@ -43,7 +43,7 @@ async def index(request: Request, services: ServicesOf) -> JsonResponse:
 
 @router.post(
     "/models/{model}/load",
-    responses=v2_errors(400, 401, 404, 408, 413, 422, 500, 503),
+    responses=v2_errors(400, 401, 403, 404, 408, 413, 422, 500, 503),
     openapi_extra=_object(parameters={"type": "object"}),
 )
 async def load(request: Request, model: str, services: ServicesOf) -> Response:
@@ -57,7 +57,7 @@ async def load(request: Request, model: str, services: ServicesOf) -> Response:
 
 @router.post(
     "/models/{model}/unload",
-    responses=v2_errors(400, 401, 404, 408, 413, 422, 500, 503),
+    responses=v2_errors(400, 401, 403, 404, 408, 413, 422, 500, 503),
     openapi_extra=_object(parameters={"type": "object"}),
 )
 async def unload(request: Request, model: str, services: ServicesOf) -> Response:

@@ -1,0 +1,48 @@
+"""The end of a server: readiness says no at once, and what has begun is finished."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import FrameType
+
+import uvicorn
+
+__all__ = ["Drain", "DrainingServer"]
+
+log = logging.getLogger("serving")
+
+
+class Drain:
+    """Whether the server is on its way out; set once, from a signal handler, read on the event loop."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, told to leave ``delay`` seconds between a signal and the end of listening.
+
+    During the delay requests are answered as before, but each answer closes its connection, and readiness is 503, so
+    that load balancers send nothing more. Then uvicorn stops listening, closes idle connections and waits for the
+    requests in progress. A second signal ends the delay.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, delay: float) -> None:
+        super().__init__(config)
+        self._drain, self._delay = drain, delay
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT arrived."""
+        first, self._drain.begun = not self._drain.begun, True
+        if first and self._delay > 0:
+            log.info("draining", extra={"fields": {"seconds": self._delay}})
+            self._captured_signals.append(sig)
+            timer = threading.Timer(self._delay, self._stop)
+            timer.daemon = True
+            timer.start()
+        else:
+            super().handle_exit(sig, frame)
+
+    def _stop(self) -> None:
+        self.should_exit = True

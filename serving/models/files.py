@@ -1,0 +1,79 @@
+"""Where the model files are: the ones named on the command line, and those in a folder of models.
+
+A folder of models is laid out as NVIDIA Triton wants it, ``DIR/NAME/VERSION/model.onnx`` with whole numbers for
+versions, and ``DIR/NAME.onnx`` is short for version 1 of NAME.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.settings import MODEL_NAME, ModelSource
+
+__all__ = ["Fingerprint", "ModelFile", "find_files"]
+
+FIRST_VERSION = 1
+_FILE = "model.onnx"
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+Fingerprint = tuple[int, int, int]  # modification time in ns, size, inode: what changes when a file is changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A file that is there: which version of which model it is, and what tells it from another at the same path."""
+
+    name: str
+    version: int
+    path: Path
+    fingerprint: Fingerprint
+
+
+def find_files(sources: tuple[ModelSource, ...], repository: Path | None) -> dict[tuple[str, int], ModelFile]:
+    """Every model file that is there now, by name and version.
+
+    A model of ``sources`` hides one of the same name in ``repository``, and a folder ``NAME`` a file ``NAME.onnx``.
+    What bears no model's name, or is hidden (``.name``), is left out.
+
+    Raises:
+        OSError: the folder of models cannot be read.
+    """
+    named = {source.name for source in sources}
+    paths = [(source.name, FIRST_VERSION, source.path) for source in sources]
+    if repository is not None:
+        paths += [found for found in _in_repository(repository) if found[0] not in named]
+    files: dict[tuple[str, int], ModelFile] = {}
+    for name, version, path in paths:
+        fingerprint = _fingerprint(path)
+        if fingerprint is not None:
+            file = ModelFile(name=name, version=version, path=path, fingerprint=fingerprint)
+            files.setdefault((name, version), file)
+    return files
+
+
+def _in_repository(repository: Path) -> Iterator[tuple[str, int, Path]]:
+    entries = sorted(repository.iterdir())
+    for folder in entries:
+        if MODEL_NAME.fullmatch(folder.name) and folder.is_dir():
+            yield from ((folder.name, int(path.name), path / _FILE) for path in _versions(folder))
+    for path in entries:
+        if path.suffix == ".onnx" and MODEL_NAME.fullmatch(path.stem) and not path.is_dir():
+            yield path.stem, FIRST_VERSION, path
+
+
+def _versions(folder: Path) -> list[Path]:
+    try:
+        return [path for path in sorted(folder.iterdir()) if _VERSION.fullmatch(path.name)]
+    except OSError:  # removed meanwhile, or not ours to read: it has no versions
+        return []
+
+
+def _fingerprint(path: Path) -> Fingerprint | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
