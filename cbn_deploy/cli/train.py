@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cbn_deploy.cli import run_cli
-from cbn_deploy.errors import DataError, RecipeError
+from cbn_deploy.errors import DataError, RankError, RecipeError
 
 if TYPE_CHECKING:
     from cbn_deploy.training import Recipe, TrainingResult
@@ -30,6 +31,10 @@ Examples:
   cbn-train cifar10-lt --data cifar --out runs/c10 --set model=resnet32 --set rho=50 --set seed=1 --resume
 
   cbn-train image-folder --data photos --check
+
+  cbn-train cifar10-lt --data cifar --set precision=bf16 --channels-last --compile
+
+  torchrun --nproc-per-node 8 -m cbn_deploy.cli.train cifar10-lt --data cifar
 
   cbn-train --list; cbn-train cifar10-lt --list
 """
@@ -60,6 +65,10 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 uses this one.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
     device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu or cuda.")] = "auto",
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Convolutions see (B, H, W, C) in memory.")
+    ] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
 ) -> None:
     """Train a recipe: model.pt, metrics.jsonl, report.html, report.json and plots in --out."""
     console = Console()
@@ -75,7 +84,8 @@ def train(
         _check_data(chosen, data, console)
     else:
         out = out or Path("runs") / chosen.name
-        _train(chosen, data, out, settings or [], resume, workers, threads, device, console)
+        execution = _Execution(workers, threads, device, channels_last, compile_)
+        _train_on_ranks(chosen, data, out, settings or [], resume, execution, console)
 
 
 def main() -> None:
@@ -94,15 +104,52 @@ def _chosen_recipe(name: str | None, settings: list[str]) -> Recipe:
     return apply_settings(get_recipe(name), settings)
 
 
+@dataclass(frozen=True)
+class _Execution:
+    """The options that change a run's speed and not what is trained."""
+
+    workers: int
+    threads: int | None
+    device: str
+    channels_last: bool
+    compile: bool
+
+    def words(self) -> list[str]:
+        """As they are typed, but for those that have their defaults."""
+        words = ["--workers", str(self.workers)] if self.workers else []
+        words += [] if self.threads is None else ["--threads", str(self.threads)]
+        words += [] if self.device == "auto" else ["--device", self.device]
+        words += ["--channels-last"] if self.channels_last else []
+        return [*words, "--compile"] if self.compile else words
+
+
+def _train_on_ranks(
+    recipe: Recipe,
+    data: Path | None,
+    out: Path,
+    settings: list[str],
+    resume: bool,
+    execution: _Execution,
+    console: Console,
+) -> None:
+    from cbn_deploy.training.ranks import joined_ranks
+
+    try:
+        with joined_ranks(execution.device) as ranks:
+            # Of several processes the first one speaks, unless another fails.
+            console.quiet = not ranks.is_first
+            _train(recipe, data, out, settings, resume, execution, console)
+    except RankError:
+        raise typer.Exit(2) from None
+
+
 def _train(
     recipe: Recipe,
     data: Path | None,
     out: Path,
     settings: list[str],
     resume: bool,
-    workers: int,
-    threads: int | None,
-    device: str,
+    execution: _Execution,
     console: Console,
 ) -> None:
     import torch
@@ -110,14 +157,26 @@ def _train(
     from cbn_deploy.cli.training_progress import ConsoleProgress
     from cbn_deploy.training import train as train_recipe
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if execution.threads is not None:
+        torch.set_num_threads(execution.threads)
     progress = ConsoleProgress(console)
     try:
         with progress:
-            result = train_recipe(recipe, data, out, resume=resume, progress=progress, workers=workers, device=device)
+            result = train_recipe(
+                recipe,
+                data,
+                out,
+                resume=resume,
+                progress=progress,
+                workers=execution.workers,
+                device=execution.device,
+                channels_last=execution.channels_last,
+                compile=execution.compile,
+            )
     except KeyboardInterrupt:
-        command = _resume_command(recipe.name, data, out, settings, workers)
+        if console.quiet:
+            raise
+        command = _resume_command(recipe.name, data, out, settings, execution)
         Console(stderr=True, soft_wrap=True).print(
             _interruption(progress.completed_epochs, progress.epochs, command), markup=False, highlight=False
         )
@@ -125,14 +184,13 @@ def _train(
     _print_result(result, console)
 
 
-def _resume_command(recipe: str, data: Path | None, out: Path, settings: list[str], workers: int) -> str:
+def _resume_command(recipe: str, data: Path | None, out: Path, settings: list[str], execution: _Execution) -> str:
     words = ["cbn-train", recipe]
     words += [] if data is None else ["--data", str(data)]
     words += ["--out", str(out)]
     for setting in settings:
         words += ["--set", setting]
-    words += ["--workers", str(workers)] if workers else []
-    return shlex.join([*words, "--resume"])
+    return shlex.join([*words, *execution.words(), "--resume"])
 
 
 def _interruption(completed: int | None, epochs: int, command: str) -> str:
@@ -183,3 +241,7 @@ def _settings_table(recipe: Recipe) -> Table:
     for key, value, allowed in setting_help(recipe):
         table.add_row(key, str(value).lower() if value is None or isinstance(value, bool) else str(value), allowed)
     return table
+
+
+if __name__ == "__main__":
+    main()

@@ -78,8 +78,11 @@ def training_network(model: nn.Module, execution: Execution, precision: Precisio
     network = _Computed(torch.compile(model) if execution.compile else model, execution, precision)
     if ranks.world_size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
         return network
-    # Buffers are the same on all ranks as they are, and those of a mixture layer are new tensors after every pass.
-    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    distributed = DistributedDataParallel(network, gradient_as_bucket_view=True)
+    # Buffers are the same on all ranks as they are, and those of a mixture layer are new tensors after every pass. Said
+    # here, because the constructor's argument for it has changed its name between torch's versions.
+    distributed.broadcast_buffers = False
+    return distributed
 
 
 class _Computed(nn.Module):

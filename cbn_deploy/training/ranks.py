@@ -81,10 +81,11 @@ def launched_by_torchrun() -> bool:
 
 
 @contextmanager
-def joined_ranks(device: torch.device) -> Iterator[Ranks]:
+def joined_ranks(device: str) -> Iterator[Ranks]:
     """Inside the block this process is one of the ranks that ``torchrun`` has started; without torchrun, alone.
 
-    Gradients travel by NCCL between CUDA devices, everything on the CPU by gloo. A rank that fails ends them all:
+    Tensors travel by NCCL between CUDA devices (``device`` "cuda", or "auto" where there are any), and by gloo between
+    processes on the CPU. A rank that fails ends them all:
     whichever fails first raises its own error, the others, which fail for want of it, :class:`RankError`.
 
     Raises:
@@ -105,8 +106,8 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     distributed.destroy_process_group()
 
 
-def _meet(device: torch.device) -> Store:
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+def _meet(device: str) -> Store:
+    backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
     try:
         store, rank, world_size = next(iter(rendezvous("env://", timeout=timedelta(minutes=5))))
         distributed.init_process_group(backend, None, _TIMEOUT, world_size, rank, store)
