@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,16 @@ from PIL import Image
 from cbn_deploy.data.file_paths import FilePaths
 from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import decode_image, resize
+from cbn_deploy.runtime.preprocessing import EncodedImage, decode_image, resize
 
-__all__ = ["ArrayImageSet", "FileImageSet", "ImageSet", "LongTailedData", "image_kind", "read_image"]
+__all__ = ["ArrayImageSet", "Box", "FileImageSet", "ImageSet", "LongTailedData", "image_kind", "read_image"]
+
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
+
+# At which fractions of its size a JPEG can be decoded.
+_REDUCTIONS = (8, 4, 2)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -27,11 +35,21 @@ def read_image(path: Path) -> Image.Image:
         DataError: the file cannot be read.
         ImageError: it is no image, damaged, or too large.
     """
+    return decode_image(_read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return decode_image(content)
+
+
+def _resized_part(
+    image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """The part of an RGB image in ``box``, bilinearly resized to ``size`` = (height, width)."""
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
 
 
 def image_kind(path: Path) -> str:
@@ -65,6 +83,17 @@ class ImageSet(ABC):
     @abstractmethod
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """The image at the model's size: uint8 (H, W, 3). Not to be written to."""
+
+    def part(self, index: int, choose: Callable[[int, int], Box], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """A part of the image at its own size, bilinearly resized, for training: uint8 (height, width, 3).
+
+        Args:
+            index: of the image.
+            choose: (width, height) of the image -> the box to cut out.
+            size: (height, width) of the result.
+        """
+        image = self.image(index)
+        return _resized_part(image, choose(*image.size), size)
 
     @abstractmethod
     def fits(self, preprocessing: Preprocessing) -> bool:
@@ -141,8 +170,29 @@ class FileImageSet(ImageSet):
         Raises:
             DataError: the file is missing, damaged or too large.
         """
-        try:
+        with self._named(index):
             return read_image(self.paths[index])
+
+    def part(self, index: int, choose: Callable[[int, int], Box], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """See :meth:`ImageSet.part`. A JPEG whose part has at least twice the pixels a side that are needed is decoded
+        at half, a quarter or an eighth of its size, before the resize: several times as fast.
+
+        Raises:
+            DataError: the file is missing, damaged or too large.
+        """
+        with self._named(index):
+            encoded = EncodedImage(_read(self.paths[index]))
+            width, height = encoded.size
+            left, top, right, bottom = choose(width, height)
+            spare = min((right - left) // size[1], (bottom - top) // size[0])
+            image = encoded.decode(next((r for r in _REDUCTIONS if r <= spare), 1))
+        across, down = image.width / width, image.height / height
+        return _resized_part(image, (left * across, top * down, right * across, bottom * down), size)
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        try:
+            yield
         except ImageError as error:
             raise DataError(f"{self.paths[index]}: {error} Remove it; --check lists every such file.") from error
 

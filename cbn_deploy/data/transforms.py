@@ -10,10 +10,10 @@ from PIL import Image
 
 from cbn_deploy.data.autoaugment import Fill, autoaugment
 from cbn_deploy.data.config import ViewConfig
-from cbn_deploy.data.image_set import ImageSet
+from cbn_deploy.data.image_set import Box, ImageSet
 from cbn_deploy.runtime.description import Preprocessing
 
-__all__ = ["Views", "cutout", "padded_crop", "resized_crop"]
+__all__ = ["Views", "cutout", "padded_crop", "random_box"]
 
 Pixels = NDArray[np.uint8]
 
@@ -33,20 +33,18 @@ def _overlap(length: int, shift: int) -> tuple[slice, slice]:
     return slice(max(-shift, 0), max(-shift, 0) + kept), slice(max(shift, 0), max(shift, 0) + kept)
 
 
-def resized_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator, min_area: float) -> Pixels:
-    """Cut a random part (``min_area`` ... 1 of the area, aspect ratio 3/4 ... 4/3), bilinearly resized to (H, W).
+def random_box(width: int, height: int, rng: np.random.Generator, min_area: float) -> Box:
+    """A random part of an image: ``min_area`` ... 1 of its area, aspect ratio 3/4 ... 4/3; four numbers are drawn.
 
     A part that would not fit is clipped to the image.
     """
     area, ratio, across, down = rng.random(4).tolist()
-    area = (min_area + (1 - min_area) * area) * image.width * image.height
+    area = (min_area + (1 - min_area) * area) * width * height
     ratio = math.exp((2 * ratio - 1) * math.log(4 / 3))
-    width = min(max(round(math.sqrt(area * ratio)), 1), image.width)
-    height = min(max(round(math.sqrt(area / ratio)), 1), image.height)
-    left, top = int(across * (image.width - width + 1)), int(down * (image.height - height + 1))
-    box = (left, top, left + width, top + height)
-    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(resized, dtype=np.uint8)
+    box_width = min(max(round(math.sqrt(area * ratio)), 1), width)
+    box_height = min(max(round(math.sqrt(area / ratio)), 1), height)
+    left, top = int(across * (width - box_width + 1)), int(down * (height - box_height + 1))
+    return left, top, left + box_width, top + box_height
 
 
 def cutout(pixels: Pixels, row: int, column: int, side: int, fill: Fill) -> Pixels:
@@ -75,7 +73,7 @@ class Views:
         """Crop and flip: uint8 (H, W, 3)."""
         config = self.config
         if config.crop == "resized":
-            pixels = resized_crop(images.image(index), self.size, rng, config.min_area)
+            pixels = images.part(index, lambda w, h: random_box(w, h, rng, config.min_area), self.size)
         else:
             top, left = (int(u * (2 * config.padding + 1)) for u in rng.random(2).tolist())
             pixels = padded_crop(images.pixels(index), top, left, config.padding)

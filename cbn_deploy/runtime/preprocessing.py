@@ -11,9 +11,9 @@ from PIL import Image
 
 from cbn_deploy.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.rgb import to_rgb, upright
+from cbn_deploy.runtime.rgb import to_rgb, upright, upright_size
 
-__all__ = ["ALLOWED_FORMATS", "ImageLimits", "decode_image", "normalize", "preprocess", "resize"]
+__all__ = ["ALLOWED_FORMATS", "EncodedImage", "ImageLimits", "decode_image", "normalize", "preprocess", "resize"]
 
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -60,16 +60,48 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
         CorruptImageError: an allowed format, but truncated or damaged. A JPEG that was cut and then given an end again
             is not noticed: its decoder paints what is missing grey.
     """
-    limits = limits or ImageLimits()
-    image = _open(content, limits)
-    _check_header(image, content, limits)
-    try:
-        image.load()
-        return to_rgb(upright(image))
-    except MemoryError as error:
-        raise ImageTooLargeError("The image needs more memory than there is; send a smaller one.") from error
-    except Exception as error:  # a damaged file can raise nearly anything in a decoder
-        raise CorruptImageError(f"The {image.format} image is truncated or damaged.") from error
+    return EncodedImage(content, limits).decode()
+
+
+class EncodedImage:
+    """An image file whose header was read and found acceptable; :meth:`decode` it once.
+
+    Attributes:
+        size: width and height of the upright image, in pixels.
+
+    Raises:
+        ImageTooLargeError: more bytes, pixels or frames than allowed.
+        UnsupportedImageError: not a JPEG, PNG, WebP or BMP.
+        CorruptImageError: a header that cannot be true.
+    """
+
+    def __init__(self, content: bytes, limits: ImageLimits | None = None) -> None:
+        limits = limits or ImageLimits()
+        self._image = _open(content, limits)
+        _check_header(self._image, content, limits)
+        self.size = upright_size(self._image)
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        """RGB and upright; see :func:`decode_image`.
+
+        Args:
+            reduction: 1, 2, 4 or 8: decode a JPEG at this fraction of its size (rounded up), which costs as much less.
+                Other formats are decoded in full.
+
+        Raises:
+            CorruptImageError: truncated or damaged.
+            ImageTooLargeError: memory does not suffice.
+        """
+        image = self._image
+        try:
+            if reduction > 1 and image.format in ("JPEG", "MPO"):
+                image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
+            image.load()
+            return to_rgb(upright(image))
+        except MemoryError as error:
+            raise ImageTooLargeError("The image needs more memory than there is; send a smaller one.") from error
+        except Exception as error:  # a damaged file can raise nearly anything in a decoder
+            raise CorruptImageError(f"The {image.format} image is truncated or damaged.") from error
 
 
 def _open(content: bytes, limits: ImageLimits) -> Image.Image:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-__all__ = ["to_rgb", "upright"]
+__all__ = ["to_rgb", "upright", "upright_size"]
 
 # The largest profiles in use, tables for printing inks, have some 3 MB.
 _MAX_PROFILE_BYTES = 4 * 2**20
@@ -28,11 +28,21 @@ _UPRIGHT = {
 
 def upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; EXIF data that cannot be read are ignored."""
-    try:
-        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - cameras and editors write anything; Pillow raises nearly anything for it
-        return image
+    orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of what :func:`upright` gives; a header is enough."""
+    lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
+    return (image.height, image.width) if lies_on_its_side else (image.width, image.height)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - cameras and editors write anything; Pillow raises nearly anything for it
+        return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,10 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from cbn_deploy.data import ArrayImageSet, ViewConfig
-from cbn_deploy.data.transforms import Views, cutout, padded_crop, resized_crop
+from cbn_deploy.data.transforms import Views, cutout, padded_crop, random_box
 from cbn_deploy.runtime import Preprocessing
 
 PREPROCESSING = Preprocessing(height=8, width=10, mean=(0.5, 0.25, 0.75))
@@ -81,6 +80,13 @@ def test_autoaugment_is_in_the_strong_view_only() -> None:
     assert 0.5 < np.mean([not np.array_equal(view, pixels) for view in draw(config, "strong")]) < 0.95
 
 
+def cut(
+    pixels: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator, min_area: float
+) -> NDArray[np.uint8]:
+    images = ArrayImageSet(pixels[None], np.zeros(1, np.int64))
+    return images.part(0, lambda width, height: random_box(width, height, rng, min_area), size)
+
+
 def test_resized_crop_stays_inside_and_keeps_at_least_the_minimal_area() -> None:
     # Red counts columns and green counts rows, so that a crop's corners tell where it was cut.
     ramp = np.zeros((200, 240, 3), np.uint8)
@@ -88,7 +94,7 @@ def test_resized_crop_stays_inside_and_keeps_at_least_the_minimal_area() -> None
     ramp[..., 1] = np.arange(200)[:, None]
     areas = []
     for seed in range(300):
-        view = resized_crop(Image.fromarray(ramp), (50, 60), np.random.default_rng(seed), 0.25)
+        view = cut(ramp, (50, 60), np.random.default_rng(seed), 0.25)
         assert view.shape == (50, 60, 3)
         width = (float(view[0, -1, 0]) - float(view[0, 0, 0])) * 60 / 59
         height = (float(view[-1, 0, 1]) - float(view[0, 0, 1])) * 50 / 49
@@ -100,7 +106,7 @@ def test_resized_crop_stays_inside_and_keeps_at_least_the_minimal_area() -> None
 
 
 def test_resized_crop_of_a_single_pixel() -> None:
-    view = resized_crop(Image.new("RGB", (1, 1), (9, 8, 7)), (4, 4), np.random.default_rng(0), 0.1)
+    view = cut(np.asarray([[[9, 8, 7]]], np.uint8), (4, 4), np.random.default_rng(0), 0.1)
     assert (view == (9, 8, 7)).all()
 
 
