@@ -3,7 +3,8 @@
 Classification losses take logits o (B, K) float, labels y (B,) int64 and, last, ``weights`` (K,), a factor w on each
 image's loss by its class (:func:`cbn_deploy.training.class_tables.class_weights`); ``None`` weighs all alike. The
 result is the scalar ``1/B sum_i w_{y_i} loss_i``: divided by the number of images, not by the sum of their weights, so
-that a batch's result does not depend on which classes happen to share it, and parts of a batch can be averaged.
+that a batch's result does not depend on which classes happen to share it, and parts of a batch can be averaged. A
+batch without images, such as one rank's part of a very small batch, has loss 0.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ __all__ = [
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Softmax cross-entropy: ``-log softmax(o)[y]``."""
     if weights is None:
-        return F.cross_entropy(logits, labels)
-    return _mean(F.cross_entropy(logits, labels, reduction="none"), labels, weights)
+        return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
+    return _weighted_mean(F.cross_entropy(logits, labels, reduction="none"), labels, weights)
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, log_prior: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -55,7 +56,7 @@ def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None =
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
     # 0 has no finite slope where gamma is below 1.
     miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
-    return _mean(-(miss**gamma) * log_p, labels, weights)
+    return _weighted_mean(-(miss**gamma) * log_p, labels, weights)
 
 
 def ldam(logits: Tensor, labels: Tensor, margins: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
@@ -118,7 +119,7 @@ def consistency(compound_strong: Tensor, split_strong: Tensor, compound_weak: Te
     """
     towards_split = F.cosine_similarity(compound_strong, split_weak.detach(), dim=1)
     towards_compound = F.cosine_similarity(split_strong, compound_weak.detach(), dim=1)
-    return -(towards_split + towards_compound).mean()
+    return _mean(-(towards_split + towards_compound))
 
 
 def view_consistency(strong: Tensor, weak: Tensor) -> Tensor:
@@ -129,5 +130,9 @@ def view_consistency(strong: Tensor, weak: Tensor) -> Tensor:
     return consistency(strong, strong, weak, weak)
 
 
-def _mean(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    return losses.mean() if weights is None else (weights[labels] * losses).mean()
+def _weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    return _mean(losses if weights is None else weights[labels] * losses)
+
+
+def _mean(losses: Tensor) -> Tensor:
+    return losses.sum() / max(1, len(losses))

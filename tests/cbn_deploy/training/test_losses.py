@@ -113,6 +113,16 @@ def test_the_batch_can_be_taken_in_parts(batch):
     np.testing.assert_allclose(np.mean(parts), loss(logits, labels).item(), **tolerance("loss"))
 
 
+@pytest.mark.parametrize("weights", ["none", "inverse"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_images_lose_nothing(name, weights):
+    logits = torch.empty(0, len(COUNTS), requires_grad=True)
+    loss = classification_loss(config(name, weights), COUNTS)(logits, torch.empty(0, dtype=torch.int64))
+    (loss + consistency(logits, logits, logits, logits)).backward()
+    assert loss.item() == 0.0
+    assert logits.grad.shape == logits.shape
+
+
 def test_class_weights_can_wait(batch):
     logits, labels = (torch.from_numpy(part) for part in batch)
     loss = config("focal", "inverse")
