@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from serving.batching import BatchRecord
 from serving.models import ServedModel
@@ -22,6 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._occupancy = _OccupancyCollector()
+        self._registry.register(self._occupancy)
         self.requests = Counter(
             "cbn_requests", "Requests answered.", ("method", "route", "status"), registry=self._registry
         )
@@ -64,7 +68,8 @@ class Metrics:
     def describe(self, models: Iterable[ServedModel]) -> None:
         """Publish which code answers for which model."""
         self._model_info.clear()
-        for model in models:
+        self._occupancy.models = tuple(models)
+        for model in self._occupancy.models:
             self._model_info.labels(
                 model=model.name,
                 version=model.version,
@@ -84,3 +89,35 @@ class Metrics:
     def render(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)
+
+
+class _OccupancyCollector(Collector):
+    """The Gaussians' present occupancy, read when Prometheus asks."""
+
+    models: tuple[ServedModel, ...] = ()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Three families; without samples while nothing is known."""
+        labels = ("model", "version", "layer")
+        images = GaugeMetricFamily("cbn_occupancy_images", "Images whose posteriors were looked at.", labels=labels[:2])
+        occupancy = GaugeMetricFamily(
+            "cbn_component_occupancy",
+            "Share of a layer's pixels that a Gaussian claims, of the images of late.",
+            labels=(*labels, "component"),
+        )
+        distance = GaugeMetricFamily(
+            "cbn_occupancy_drift",
+            "Total variation between a layer's occupancy of late and that of known images, from 0 to 1.",
+            labels=labels,
+        )
+        for model in self.models:
+            if not model.components:
+                continue
+            name = (model.name, model.version)
+            images.add_metric(name, model.traffic.drift.images)
+            for layer, state in model.traffic.drift.layers().items():
+                for component, share in enumerate(state.occupancy.tolist()):
+                    occupancy.add_metric((*name, layer, str(component)), share)
+                if state.distance is not None:
+                    distance.add_metric((*name, layer), state.distance)
+        yield from (images, occupancy, distance)

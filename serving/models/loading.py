@@ -18,6 +18,7 @@ from serving.models.files import ModelFile
 from serving.models.served import ServedModel
 from serving.models.statistics import ModelStatistics
 from serving.settings import ServingSettings
+from serving.traffic import RecentTraffic
 
 __all__ = ["OnBatch", "load_model"]
 
@@ -63,6 +64,7 @@ def load_model(file: ModelFile, settings: ServingSettings, pool: InferencePool, 
             on_batch=count,
         ),
         statistics=statistics,
+        traffic=RecentTraffic(session.description),
     )
     weakref.finalize(model, session.close)
     return model

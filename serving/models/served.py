@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cbn_deploy.runtime import ModelDescription, SessionInfo
 from serving.batching import BatchedPrediction, Batcher
 from serving.models.statistics import ModelStatistics
+from serving.traffic import RecentTraffic
 
 __all__ = ["ServedModel"]
 
@@ -28,6 +29,7 @@ class ServedModel:
         components: layer name -> M, for the layers whose posteriors the file returns; empty without --with-posterior.
         batcher: its queue.
         statistics: what it has done.
+        traffic: what it has been asked lately.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ServedModel:
     components: Mapping[str, int]
     batcher: Batcher
     statistics: ModelStatistics
+    traffic: RecentTraffic
 
     async def predict(self, images: NDArray[np.float32], *, deadline: float | None = None) -> BatchedPrediction:
         """Classify ``images``, float32 (n, 3, H, W), together with what else waits; see :meth:`Batcher.submit`."""
@@ -47,4 +50,5 @@ class ServedModel:
             self.statistics.count_failure(time.perf_counter() - started)
             raise
         self.statistics.count_answer(answer, time.perf_counter() - started)
+        self.traffic.observe(answer.prediction)
         return answer
