@@ -107,12 +107,13 @@ class Batcher:
         on_batch: Callable[[BatchRecord], None],
     ) -> None:
         self._session, self._pool = session, pool
-        self._max_batch, self._max_delay, self._max_queue = max_batch, max_delay, max_queue
+        self.max_batch, self._max_delay, self._max_queue = max_batch, max_delay, max_queue
         self._on_batch = on_batch
         self._queue: deque[_Request] = deque()
         self._images_waiting = 0
         self._full = asyncio.Event()
-        self._runners: set[asyncio.Task[None]] = set()
+        self._running = 0
+        self._runners: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks by weak references only
         self._seconds_per_request = 0.0
 
     @property
@@ -157,9 +158,10 @@ class Batcher:
     def _enqueue(self, request: _Request) -> None:
         self._queue.append(request)
         self._images_waiting += request.left
-        if self._images_waiting >= self._max_batch:
+        if self._images_waiting >= self.max_batch:
             self._full.set()
-        if len(self._runners) < self._pool.concurrency:
+        if self._running < self._pool.concurrency:
+            self._running += 1
             runner = asyncio.get_running_loop().create_task(self._run_until_empty())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
@@ -171,17 +173,20 @@ class Batcher:
             self._images_waiting -= request.left
 
     async def _run_until_empty(self) -> None:
-        while self._queue:
-            if self._max_delay > 0:
-                await self._wait_for_company()
-            async with self._pool.slot():
-                batch = self._take()
-                if batch:
-                    await self._run(batch)
+        try:
+            while self._queue:
+                if self._max_delay > 0:
+                    await self._wait_for_company()
+                async with self._pool.slot():
+                    batch = self._take()
+                    if batch:
+                        await self._run(batch)
+        finally:  # in one step with the last look at the queue: whoever comes next starts another
+            self._running -= 1
 
     async def _wait_for_company(self) -> None:
         left = self._queue[0].submitted + self._max_delay - time.perf_counter()
-        if left > 0 and self._images_waiting < self._max_batch:
+        if left > 0 and self._images_waiting < self.max_batch:
             self._full.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._full.wait(), left)
@@ -189,7 +194,7 @@ class Batcher:
     def _take(self) -> list[_Piece]:
         """The oldest requests that fit into one batch together; of one that is larger than a batch, a batch."""
         batch: list[_Piece] = []
-        room = self._max_batch
+        room = self.max_batch
         while self._queue and room > 0:
             request = self._queue[0]
             if request.future.done():  # its caller has yet to be woken
