@@ -222,6 +222,17 @@ def test_a_header_length_beside_the_jsons_end(client: httpx.Client, shift: int) 
     assert_refused(post(client, BINARY, ZEROS, Inference_Header_Content_Length=length))
 
 
+def test_a_body_without_json_is_the_tensor(client: httpx.Client) -> None:
+    answer = client.post(INFER, content=np.full(SIZE, 0.5, dtype="<f4").tobytes(), headers={LENGTH: "0"})
+    length = int(answer.headers[LENGTH])
+    described = json.loads(answer.content[:length])
+    assert [output["shape"] for output in described["outputs"]] == [[1, 3], [1, 3, 8, 8]]
+    assert np.frombuffer(answer.content[length : length + 12], "<f4").tolist() == pytest.approx([5, 5, 5])
+    assert_refused(client.post(INFER, content=ZEROS[1:], headers={LENGTH: "0"}), 400, "takes 768")
+    assert_refused(client.post(INFER, content=ZEROS + ZEROS, headers={LENGTH: "0"}), 400, "takes 768")
+    assert_refused(client.post(INFER, headers={LENGTH: "0"}), 400, "JSON")
+
+
 def test_binary_data_of_a_wrong_size(client: httpx.Client) -> None:
     assert_refused(post(client, BINARY), 400, "only 0 follow")
     assert_refused(post(client, BINARY, ZEROS[:-1]), 400, "only 767 follow")

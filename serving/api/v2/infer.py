@@ -14,8 +14,9 @@ from cbn_deploy.runtime import Prediction
 from serving.api.v2.answer import Answer, encode_answer, json_values, requested_outputs
 from serving.api.v2.compression import accepted_coding, compress, content_coding, decompress
 from serving.api.v2.inputs import read_input
-from serving.api.v2.request import InferRequest, RequestedOutput, header_length, parse_request
+from serving.api.v2.request import InferRequest, RequestedOutput, header_length, parse_request, raw_request
 from serving.api.v2.schemas import INFER_BODY, INFER_RESPONSES, InferResponse
+from serving.api.v2.signature import INPUT
 from serving.body import read_body
 from serving.connection import while_connected
 from serving.errors import ApiError
@@ -87,7 +88,7 @@ async def _parse(
     shape = (3, size.height, size.width)
 
     def parse() -> tuple[InferRequest, NDArray[np.float32] | list[bytes]]:
-        parsed = parse_request(body, json_bytes)
+        parsed = parse_request(body, json_bytes) if json_bytes or not body else raw_request(body, INPUT, (1, *shape))
         return parsed, read_input(parsed, shape, services.settings.max_images)
 
     if json_bytes <= _INLINE_JSON_BYTES and len(body) <= _INLINE_BODY_BYTES:

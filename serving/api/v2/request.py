@@ -10,7 +10,7 @@ import orjson
 
 from serving.errors import ApiError
 
-__all__ = ["InferRequest", "InputTensor", "RequestedOutput", "header_length", "parse_request", "short"]
+__all__ = ["InferRequest", "InputTensor", "RequestedOutput", "header_length", "parse_request", "raw_request", "short"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,13 @@ def parse_request(body: memoryview, json_bytes: int) -> InferRequest:
         outputs=_outputs(content, binary),
         binary=binary,
     )
+
+
+def raw_request(body: memoryview, name: str, shape: tuple[int, ...]) -> InferRequest:
+    """A body without JSON, which a header length of 0 announces: the FP32 input called ``name``, and every output in
+    binary (Triton's "raw binary request")."""
+    tensor = InputTensor(name=name, datatype="FP32", shape=shape, binary=body)
+    return InferRequest(id=None, timeout=None, inputs=(tensor,), outputs=None, binary=True)
 
 
 def short(text: str) -> str:
