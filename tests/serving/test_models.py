@@ -1,0 +1,326 @@
+"""Model files come, change and go; what answers is always something that has proved itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from cbn_deploy.errors import ModelFileError, SettingsError
+from cbn_deploy.runtime.self_test import SelfTest, self_test_images
+from serving.errors import ApiError
+from serving.inference import InferencePool
+from serving.models import ModelRegistry
+from serving.settings import load_settings
+from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe
+
+Start = Callable[..., ModelRegistry]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(repository: Path) -> Iterator[Start]:
+    pool = InferencePool(1)
+    started: list[ModelRegistry] = []
+
+    def start(**settings: Any) -> ModelRegistry:
+        chosen = load_settings(**{"model_repository": repository, "threads": 1, "max_batch": 4, **settings})
+        started.append(ModelRegistry(chosen, pool, lambda *_: None, lambda _: None))
+        return started[-1]
+
+    yield start
+    for registry in started:
+        registry.close()
+    pool.close()
+
+
+def put(path: Path, mark: str = "", **changes: Any) -> Path:
+    """A colour model whose labels end with ``mark``, moved to ``path`` when it is whole."""
+    names = tuple(colour + mark for colour in COLOURS)
+    return put_bytes(path, colour_model(description=describe(class_names=names, **changes)).SerializeToString())
+
+
+def put_bytes(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(content)
+    return beside.replace(path)
+
+
+def refresh(registry: ModelRegistry) -> None:
+    """Until what has changed has also settled."""
+    registry.refresh()
+    registry.refresh()
+
+
+def mark(registry: ModelRegistry, name: str = "a", version: str | None = None) -> str:
+    """What the labels of the model that answers end with, told by an answer."""
+    model = registry.get(name, version)
+    pure = np.zeros((1, 3, 8, 8), np.float32)
+    pure[:, 1] = 1.0
+
+    async def ask() -> int:
+        return int((await model.predict(pure)).prediction.logits[0].argmax())
+
+    label = model.description.class_names[asyncio.run(ask())]
+    assert label.startswith("green")
+    return label.removeprefix("green")
+
+
+def states(registry: ModelRegistry) -> dict[str, str]:
+    return {f"{state.name} {state.version}": state.state for state in registry.index()}
+
+
+def reason(registry: ModelRegistry, key: str) -> str:
+    return {f"{state.name} {state.version}": state.reason for state in registry.index()}[key]
+
+
+def refused(call: Callable[[], object], status: int) -> str:
+    with pytest.raises(ApiError) as caught:
+        call()
+    assert caught.value.status == status
+    return caught.value.detail
+
+
+def test_the_layout(repository: Path, start: Start, tmp_path: Path) -> None:
+    put(repository / "a" / "1" / "model.onnx", "a1")
+    put(repository / "a" / "10" / "model.onnx", "a10")
+    put(repository / "a" / "9" / "model.onnx", "a9")
+    put(repository / "a.onnx", "hidden by the folder")
+    put(repository / "b.onnx", "b")
+    put(repository / "b" / "notes" / "model.onnx", "no version")
+    put(repository / "b" / "02" / "model.onnx", "no version either")
+    put(repository / "sp ace.onnx", "no name")
+    (repository / "c" / "1").mkdir(parents=True)
+    (repository / "README.md").write_text("no model")
+    explicit = put(tmp_path / "b.onnx", "explicit")
+    registry = start()
+    assert states(registry) == {"a 9": "READY", "a 10": "READY", "b 1": "READY"}
+    assert [(model.name, model.version) for model in registry] == [("a", "10"), ("a", "9"), ("b", "1")]
+    assert (mark(registry), mark(registry, version="9"), mark(registry, "b")) == ("a10", "a9", "b")
+    assert "9" in refused(lambda: registry.get("a", "1"), 404)
+    assert "a, b" in refused(lambda: registry.get("x"), 404)
+    assert "a, b" in refused(lambda: registry.get(None), 422)
+    assert mark(start(models=[str(explicit)]), "b") == "explicit"
+    assert states(start(keep_versions=1)) == {"a 10": "READY", "b 1": "READY"}
+
+
+def test_a_new_version_takes_over_when_its_file_has_settled(repository: Path, start: Start) -> None:
+    put(repository / "a" / "1" / "model.onnx", "1")
+    registry = start(keep_versions=1)
+    old = weakref.ref(registry.get("a"))
+    whole = colour_model(description=describe(class_names=("red2", "green2", "blue2"))).SerializeToString()
+    new = repository / "a" / "2" / "model.onnx"
+    new.parent.mkdir()
+    for end in (100, 200, len(whole)):  # a slow copy
+        new.write_bytes(whole[:end])
+        registry.refresh()
+        assert states(registry) == {"a 1": "READY", "a 2": "LOADING"}
+        assert mark(registry) == "1"
+    registry.refresh()
+    assert states(registry) == {"a 2": "READY"}
+    assert mark(registry) == "2"
+    assert old() is None
+
+
+def test_what_a_request_holds_lives_until_it_is_done(repository: Path, start: Start) -> None:
+    path = put(repository / "a.onnx", "old")
+    registry = start()
+    held = registry.get("a")
+    put(path, "new")
+    refresh(registry)
+    assert mark(registry) == "new"
+    pure = np.ones((1, 3, 8, 8), np.float32)
+    assert asyncio.run(held.predict(pure)).prediction.logits.shape == (1, 3)
+    gone = weakref.ref(held)
+    session = weakref.ref(held.batcher)
+    del held
+    assert gone() is None
+    assert session() is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"not a model at all", "truncated or not an ONNX file"),
+        (colour_model().SerializeToString()[:-60], "truncated"),
+        (colour_model(broken_weight=float("nan")).SerializeToString(), "finite"),
+        (colour_model(batch=1).SerializeToString(), "dynamic batch"),
+    ],
+)
+def test_a_file_that_cannot_be_served_changes_nothing(
+    repository: Path, start: Start, content: bytes, says: str
+) -> None:
+    path = put(repository / "a.onnx", "good")
+    put(repository / "b" / "1" / "model.onnx", "b1")
+    registry = start()
+    put_bytes(path, content)
+    put_bytes(repository / "b" / "2" / "model.onnx", content)
+    refresh(registry)
+    assert states(registry) == {"a 1": "READY", "b 1": "READY", "b 2": "UNAVAILABLE"}
+    assert (mark(registry), mark(registry, "b")) == ("good", "b1")
+    assert says in reason(registry, "b 2")
+    assert "goes on answering" in reason(registry, "a 1")
+    assert says in reason(registry, "a 1")
+    assert registry.not_ready() == ""
+    put(path, "mended")
+    put(repository / "b" / "2" / "model.onnx", "b2")
+    refresh(registry)
+    assert (mark(registry), mark(registry, "b")) == ("mended", "b2")
+    assert reason(registry, "a 1") == reason(registry, "b 2") == ""
+
+
+def test_a_model_proves_that_it_computes_what_was_exported(repository: Path, start: Start) -> None:
+    images = self_test_images(describe().preprocessing)
+    logits = SHARPNESS * images.mean(axis=(2, 3), dtype=np.float64)
+    right = SelfTest(logits=logits, allowed=np.full(4, 1e-4)).to_dict()
+    wrong = SelfTest(logits=logits + 2e-4, allowed=np.full(4, 1e-4)).to_dict()
+    put(repository / "a" / "1" / "model.onnx", "right", self_test=right)
+    registry = start()
+    put(repository / "a" / "2" / "model.onnx", "wrong", self_test=wrong)
+    put(repository / "a" / "3" / "model.onnx", "damaged", self_test={"logits": []})
+    refresh(registry)
+    assert states(registry) == {"a 1": "READY", "a 2": "UNAVAILABLE", "a 3": "UNAVAILABLE"}
+    assert "self-test failed" in reason(registry, "a 2")
+    assert "self-test is damaged" in reason(registry, "a 3")
+
+
+def test_the_self_test_sees_a_full_batch_too(repository: Path, start: Start) -> None:
+    """A graph that mixes up the images of a batch answers one image rightly."""
+    model = colour_model()
+    images = self_test_images(describe().preprocessing)
+    logits = SHARPNESS * images.mean(axis=(2, 3), dtype=np.float64)
+    record = SelfTest(logits=logits, allowed=np.full(4, 1e-4)).to_dict()
+    matmul = next(node for node in model.graph.node if node.op_type == "MatMul")
+    matmul.output[0] = "unmixed"
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["unmixed", "first"], ["mean_row"], keepdims=1))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["unmixed", "mean_row"], ["rest"]))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["unmixed", "rest"], ["logits"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "first"))
+    onnx.helper.set_model_props(model, describe(self_test=record).to_metadata())
+    put_bytes(repository / "a.onnx", model.SerializeToString())
+    registry = start()
+    assert "self-test failed" in reason(registry, "a 1")
+
+
+def test_a_file_that_is_gone(repository: Path, start: Start) -> None:
+    put(repository / "a" / "1" / "model.onnx", "1")
+    put(repository / "a" / "2" / "model.onnx", "2")
+    registry = start()
+    (repository / "a" / "2" / "model.onnx").unlink()
+    registry.refresh()
+    assert states(registry) == {"a 1": "READY"}  # a way back to the version before
+    assert mark(registry) == "1"
+    (repository / "a" / "1" / "model.onnx").unlink()
+    registry.refresh()
+    assert mark(registry) == "1"  # but the last one stays
+    assert "gone" in reason(registry, "a 1")
+    assert registry.not_ready() == ""
+    put(repository / "a" / "1" / "model.onnx", "back")
+    refresh(registry)
+    assert mark(registry) == "back"
+    assert reason(registry, "a 1") == ""
+
+
+def test_a_file_with_the_old_times_is_noticed(repository: Path, start: Start) -> None:
+    path = put(repository / "a.onnx", "1")
+    before = path.stat()
+    registry = start()
+    put(path, "2")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    refresh(registry)
+    assert mark(registry) == "2"
+
+
+def test_the_folder_itself_is_gone(repository: Path, start: Start, tmp_path: Path) -> None:
+    put(repository / "a.onnx", "1")
+    registry = start()
+    away = repository.rename(tmp_path / "away")
+    with pytest.raises(OSError, match="models"):
+        registry.refresh()
+    assert mark(registry) == "1"
+    away.rename(repository)
+    refresh(registry)
+    assert mark(registry) == "1"
+    with pytest.raises(SettingsError, match="--model-repository"):
+        start(model_repository=tmp_path / "absent")
+
+
+def test_readiness_asks_for_what_was_there_at_the_start(repository: Path, start: Start) -> None:
+    assert "no model" in start().not_ready()
+    put(repository / "a.onnx")
+    put_bytes(repository / "b.onnx", b"x")
+    registry = start()
+    assert registry.not_ready().startswith("b: Version 1: ")
+    assert "b cannot answer now" in refused(lambda: registry.get("b"), 503)
+    put(repository / "b.onnx")
+    put_bytes(repository / "late.onnx", b"x")
+    refresh(registry)
+    assert states(registry)["late 1"] == "UNAVAILABLE"
+    assert registry.not_ready() == ""
+
+
+def test_a_model_that_is_named_must_load(start: Start, tmp_path: Path, repository: Path) -> None:
+    with pytest.raises(ModelFileError, match="does not exist"):
+        start(models=[str(tmp_path / "absent.onnx")])
+
+
+def test_loading_and_unloading_by_name(repository: Path, start: Start) -> None:
+    path = put(repository / "a.onnx", "1")
+    registry = start()
+
+    async def unload_and_load() -> None:
+        await registry.unload("a")
+        assert states(registry) == {"a 1": "UNAVAILABLE"}
+        assert "unloaded" in refused(lambda: registry.get("a"), 503)
+        put(path, "2")
+        refresh(registry)
+        assert states(registry) == {"a 1": "UNAVAILABLE"}  # until somebody asks for it
+        await registry.load("a")
+
+    asyncio.run(unload_and_load())
+    assert mark(registry) == "2"
+    put_bytes(path, b"x")
+    assert "goes on answering" in refused(lambda: asyncio.run(registry.load("a")), 422)
+    assert mark(registry) == "2"
+    for call in (registry.load, registry.unload):
+        refused(lambda call=call: asyncio.run(call("x")), 404)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({}, True),
+        ({"host": "0.0.0.0"}, False),  # noqa: S104 - nothing listens
+        ({"host": "0.0.0.0", "model_control": True}, True),  # noqa: S104
+        ({"host": "0.0.0.0", "api_key_file": "keys"}, True),  # noqa: S104
+        ({"model_control": False}, False),
+    ],
+)
+def test_strangers_do_not_unload_models(
+    repository: Path, start: Start, settings: dict[str, Any], allowed: bool
+) -> None:
+    put(repository / "a.onnx")
+    registry = start(**settings)
+    if allowed:
+        asyncio.run(registry.unload("a"))
+        assert list(registry) == []
+    else:
+        assert "--model-control" in refused(lambda: asyncio.run(registry.unload("a")), 403)
+        assert "--model-control" in refused(lambda: asyncio.run(registry.load("a")), 403)
+        assert states(registry) == {"a 1": "READY"}
