@@ -5,10 +5,11 @@ from cbn_deploy.data.config import DataConfig, ViewConfig
 from cbn_deploy.data.data_report import DataReport
 from cbn_deploy.data.digits import load_digits_lt
 from cbn_deploy.data.doctor import check_data
+from cbn_deploy.data.evaluation_loader import evaluation_batches
 from cbn_deploy.data.image_set import ArrayImageSet, FileImageSet, ImageSet, LongTailedData
 from cbn_deploy.data.list_report import ListReport
 from cbn_deploy.data.load import load_data
-from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, evaluation_batches, training_loader
+from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, training_loader
 from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
 from cbn_deploy.data.published_lists import load_published
 from cbn_deploy.data.published_sets import PUBLISHED_SETS

@@ -147,6 +147,9 @@ class FileImageSet(ImageSet):
         labels: (n,) class of each.
         preprocessing: size and resampling of :meth:`pixels`.
         cache_bytes: upper bound of the memory for resized images; 0 never caches.
+
+    Attributes:
+        cached: whether every image stays in memory after its first use.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class FileImageSet(ImageSet):
         self.paths = paths if isinstance(paths, FilePaths) else FilePaths(Path(), map(str, paths))
         self.labels = labels.astype(np.int64)
         self.preprocessing = preprocessing
-        self._cached = len(paths) * preprocessing.height * preprocessing.width * 3 <= cache_bytes
+        self.cached = len(paths) * preprocessing.height * preprocessing.width * 3 <= cache_bytes
         self._cache: dict[int, NDArray[np.uint8]] = {}
 
     def name(self, index: int) -> str:
@@ -205,7 +208,7 @@ class FileImageSet(ImageSet):
         if index in self._cache:
             return self._cache[index]
         pixels = resize(self.image(index), self.preprocessing)
-        if self._cached:
+        if self.cached:
             self._cache[index] = pixels
         return pixels
 

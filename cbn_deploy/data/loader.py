@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, as torch tensors."""
+"""Batches for training, as torch tensors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from cbn_deploy.data.config import ViewConfig
-from cbn_deploy.data.image_set import ImageSet, LongTailedData
+from cbn_deploy.data.image_set import LongTailedData
+from cbn_deploy.data.pixels import PixelNormalizer
 from cbn_deploy.data.samplers import Sampling, epoch_order, repetitions
 from cbn_deploy.data.sharding import Sharding
 from cbn_deploy.data.transforms import Views
 from cbn_deploy.errors import DataError
-from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import normalize, resize
 
-__all__ = ["TrainingBatch", "TrainingLoader", "evaluation_batches", "training_loader"]
+__all__ = ["TrainingBatch", "TrainingLoader", "training_loader"]
 
 # The first word of every generator's seed keeps the kinds of randomness apart; the samplers have 1.
 _STRONG, _WEAK = 2, 3
@@ -68,11 +67,13 @@ class _Portion(NamedTuple):
 
 
 class _ViewDataset(Dataset["TrainingBatch | DataError"]):
-    """Whole batches by (epoch, index, repetition) keys, so that a view depends on nothing but the seed and its key."""
+    """Whole batches by (epoch, index, repetition) keys, so that a view depends on nothing but the seed and its key.
+
+    Their views are still pixels, uint8 (B, H, W, 3).
+    """
 
     def __init__(self, data: LongTailedData, config: ViewConfig, seed: int, two_views: bool) -> None:
         self._images = data.train
-        self._preprocessing = data.preprocessing
         self._views = Views(config, data.preprocessing)
         self._seed = seed
         self._two_views = two_views
@@ -104,9 +105,7 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
         return np.random.default_rng((kind, self._seed, epoch, index, *([repetition] if repetition else [])))
 
     def _tensor(self, views: list[NDArray[np.uint8]]) -> torch.Tensor:
-        shape = (0, self._preprocessing.height, self._preprocessing.width, 3)
-        pixels = np.stack(views) if views else np.empty(shape, np.uint8)
-        return torch.from_numpy(normalize(pixels, self._preprocessing))
+        return torch.from_numpy(np.stack(views) if views else np.empty((0, *self._views.size, 3), np.uint8))
 
 
 class _EpochSampler:
@@ -143,17 +142,14 @@ def _identity(batch: TrainingBatch | DataError) -> TrainingBatch | DataError:
     return batch
 
 
-def _checked(batch: TrainingBatch | DataError) -> TrainingBatch:
-    if isinstance(batch, DataError):
-        raise batch
-    return batch
-
-
 class TrainingLoader:
     """Shuffled, augmented batches of a training set; make it with :func:`training_loader`."""
 
-    def __init__(self, dataset: _ViewDataset, sampler: _EpochSampler, workers: int, pinned: bool) -> None:
+    def __init__(
+        self, dataset: _ViewDataset, sampler: _EpochSampler, workers: int, normalize: PixelNormalizer, pinned: bool
+    ) -> None:
         self._sampler = sampler
+        self._normalize = normalize
         self._loader: DataLoader[TrainingBatch | DataError] = DataLoader(
             dataset,
             batch_size=None,  # the data set hands over finished batches
@@ -181,7 +177,13 @@ class TrainingLoader:
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
         self._sampler.epoch = epoch
-        return map(_checked, self._loader)
+        return map(self._ready, self._loader)
+
+    def _ready(self, batch: TrainingBatch | DataError) -> TrainingBatch:
+        if isinstance(batch, DataError):
+            raise batch
+        weak = None if batch.weak is None else self._normalize(batch.weak)
+        return replace(batch, strong=self._normalize(batch.strong), weak=weak)
 
 
 def training_loader(
@@ -194,7 +196,7 @@ def training_loader(
     two_views: bool = False,
     sampling: Sampling = "instance_balanced",
     sharding: Sharding | None = None,
-    pinned: bool = False,
+    device: torch.device | None = None,
 ) -> TrainingLoader:
     """Batches for training.
 
@@ -212,7 +214,7 @@ def training_loader(
         two_views: also make the weak view.
         sampling: which images an epoch shows; its length is that of the training set under every sampling.
         sharding: this process's part of every batch; all of it without.
-        pinned: hand over batches in pinned memory, for a GPU.
+        device: where the views are wanted; pixels cross to a GPU from pinned memory and are normalised there.
 
     Raises:
         DataError: the training set has fewer than two images.
@@ -227,21 +229,6 @@ def training_loader(
         raise DataError(f"{data.name} has {len(data.train)} training image(s); at least 2 are needed.")
     dataset = _ViewDataset(data, views, seed, two_views)
     sampler = _EpochSampler(data.train.labels, batch_size, seed, sampling, sharding or Sharding())
-    return TrainingLoader(dataset, sampler, workers, pinned)
-
-
-def evaluation_batches(
-    images: ImageSet, preprocessing: Preprocessing, batch_size: int, *, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The images in order, exactly as the server would prepare them: float32 (B, 3, H, W) and labels int64 (B,).
-
-    Of several ranks each gets every ``world_size``-th batch, the first from batch ``rank``.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    fits = images.fits(preprocessing)
-    for start in range(rank * batch_size, len(images), world_size * batch_size):
-        indices = range(start, min(start + batch_size, len(images)))
-        pixels = [images.pixels(i) if fits else resize(images.image(i), preprocessing) for i in indices]
-        labels = torch.from_numpy(images.labels[start : start + batch_size].copy())
-        yield torch.from_numpy(normalize(np.stack(pixels), preprocessing)), labels
+    device = device or torch.device("cpu")
+    normalizer = PixelNormalizer(data.preprocessing, device)
+    return TrainingLoader(dataset, sampler, workers, normalizer, pinned=device.type == "cuda")

@@ -212,7 +212,12 @@ class _Run:
         own = None
         if rank * EVALUATION_BATCH < len(images):
             batches = evaluation_batches(
-                images, self.data.preprocessing, EVALUATION_BATCH, rank=rank, world_size=world_size
+                images,
+                self.data.preprocessing,
+                EVALUATION_BATCH,
+                rank=rank,
+                world_size=world_size,
+                workers=self.execution.workers,
             )
             own = predict(self.model, batches, self.execution.device)
         predictions = gather_predictions(self.ranks, own)
@@ -278,7 +283,7 @@ class _Run:
                 world_size=self.ranks.world_size,
                 accumulate=stage.recipe.schedule.accumulate,
             ),
-            pinned=self.execution.device.type == "cuda",
+            device=self.execution.device,
         )
 
     def _evaluation_is_due(self, epoch: int) -> bool:

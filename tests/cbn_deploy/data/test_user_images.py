@@ -212,3 +212,20 @@ def test_test_images_for_a_trained_model(folder: Path) -> None:
         load_test_images(folder, ["Class1", "class10"], SMALL)
     with pytest.raises(DataError, match="is not a folder"):
         load_test_images(folder / "nowhere", names, SMALL)
+
+
+def test_workers_change_nothing_in_an_evaluation(folder: Path) -> None:
+    for cache_bytes in (0, 10**6):
+        images = load_image_folder(folder, SMALL, cache_bytes=cache_bytes).train
+        alone = list(evaluation_batches(images, SMALL, 4))
+        helped = list(evaluation_batches(images, SMALL, 4, workers=2))
+        assert [labels.tolist() for _, labels in helped] == [labels.tolist() for _, labels in alone]
+        assert all(np.array_equal(ours, theirs) for (ours, _), (theirs, _) in zip(helped, alone, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_test_image_is_one_sentence_whoever_reads_it(folder: Path, workers: int) -> None:
+    (folder / "test" / "class2" / "t.JPG").write_bytes(b"no image")
+    images = load_image_folder(folder, SMALL).test
+    with pytest.raises(DataError, match=r"t\.JPG: The bytes are not a readable .* Remove it; --check lists"):
+        list(evaluation_batches(images, SMALL, 2, workers=workers))
