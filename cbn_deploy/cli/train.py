@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cbn_deploy.cli import run_cli
 from cbn_deploy.errors import DataError, RankError, RecipeError
 
 if TYPE_CHECKING:
     from cbn_deploy.training import Recipe, TrainingResult
+    from cbn_deploy.training.comparison import Comparison
 
 __all__ = ["main"]
 
@@ -34,9 +34,11 @@ Examples:
 
   cbn-train cifar10-lt --data cifar --set precision=bf16 --channels-last --compile
 
+  cbn-train cifar10-lt/rho100/cbn-sbn-dpl --data cifar --set epochs=200
+
   torchrun --nproc-per-node 8 -m cbn_deploy.cli.train cifar10-lt --data cifar
 
-  cbn-train --list; cbn-train cifar10-lt --list
+  cbn-train --list; cbn-train --list 'table 3'; cbn-train --list 'cifar10-lt/*/cbn'; cbn-train cifar10-lt --list
 """
 
 _DEVICES = ("auto", "cpu", "cuda")
@@ -47,7 +49,11 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=_EXAMPLES)
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="digits-lt, cifar10-lt, cifar100-lt or image-folder.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="digits-lt, cifar10-lt, cifar100-lt, image-folder, or an experiment of the paper (--list shows them).",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -61,7 +67,12 @@ def train(
     check: Annotated[
         bool, typer.Option("--check", help="Examine the data, train nothing; exit code 2 on problems.")
     ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the recipes, or the settings of RECIPE.")] = False,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list", help="List the recipes, those that match RECIPE, or the settings of RECIPE if it is a whole name."
+        ),
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 uses this one.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
     device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu or cuda.")] = "auto",
@@ -72,15 +83,13 @@ def train(
 ) -> None:
     """Train a recipe: model.pt, metrics.jsonl, report.html, report.json and plots in --out."""
     console = Console()
-    if list_ and recipe is None:
-        console.print(_recipe_table())
+    if list_:
+        _list(recipe, settings or [], console)
         return
     if device not in _DEVICES:
         raise RecipeError(f"There is no device {device!r}; choose one of {', '.join(_DEVICES)}.")
     chosen = _chosen_recipe(recipe, settings or [])
-    if list_:
-        console.print(_settings_table(chosen))
-    elif check:
+    if check:
         _check_data(chosen, data, console)
     else:
         out = out or Path("runs") / chosen.name
@@ -96,11 +105,21 @@ def main() -> None:
     run_cli(app)
 
 
+def _list(name: str | None, settings: list[str], console: Console) -> None:
+    from cbn_deploy.cli.recipe_list import print_recipes, print_settings
+    from cbn_deploy.training.catalog import known_names
+
+    if name in known_names():
+        print_settings(console, _chosen_recipe(name, settings))
+    else:
+        print_recipes(console, name)
+
+
 def _chosen_recipe(name: str | None, settings: list[str]) -> Recipe:
     from cbn_deploy.training import RECIPES, apply_settings, get_recipe
 
     if name is None:
-        raise RecipeError(f"Say which recipe to train: {', '.join(RECIPES)}.")
+        raise RecipeError(f"Say which recipe to train: {', '.join(RECIPES)}, or another that --list shows.")
     return apply_settings(get_recipe(name), settings)
 
 
@@ -207,7 +226,25 @@ def _print_result(result: TrainingResult, console: Console) -> None:
         if value is not None
     )
     console.print(f"[bold]top-1 {scores.top1:.1%}[/] on the test set ({groups}; calibration error {scores.ece:.1%})")
+    if result.comparison is not None:
+        console.print("\n".join(_beside_the_paper(result.comparison)), soft_wrap=True, highlight=False, markup=False)
     console.print(f"model:  {escape(str(result.checkpoint))}\nreport: {escape(str(result.report))}", soft_wrap=True)
+
+
+def _beside_the_paper(paper: Comparison) -> list[str]:
+    from cbn_deploy.training.published import per_cent_as_printed
+
+    figures = [f"{per_cent_as_printed(row.top1)} % ({row.source}, {row.method})" for row in paper.published]
+    if not figures:
+        figures = [f"no figure printed ({'; '.join(paper.shown_in)})" if paper.shown_in else "not in it, our control"]
+    others = [row for row in paper.others if row.experiment is None]
+    lines = [f"paper:  {', '.join(figures)}"]
+    if others:
+        named = (f"{row.method} {per_cent_as_printed(row.top1)}" for row in sorted(others, key=lambda row: -row.top1))
+        lines.append(f"others: {', '.join(named)} ({others[0].source})")
+    if paper.differences:
+        lines.append(f"NOT the published setting ({paper.experiment}): {'; '.join(paper.differences)}")
+    return lines
 
 
 def _check_data(recipe: Recipe, data: Path | None, console: Console) -> None:
@@ -217,30 +254,6 @@ def _check_data(recipe: Recipe, data: Path | None, console: Console) -> None:
     report.render(console)
     if report.problems:
         raise DataError(f"{len(report.problems)} problem(s) found in {report.name}; see above what to do.")
-
-
-def _recipe_table() -> Table:
-    from cbn_deploy.training import RECIPES
-
-    table = Table(title="Recipes")
-    for column in ("recipe", "model", "epochs", "batch", "lr", "needs --data"):
-        table.add_column(column)
-    for recipe in RECIPES.values():
-        needs_data = "no" if recipe.data.source == "digits-lt" else "yes"
-        schedule, lr = recipe.schedule, f"{recipe.optimizer.lr:g}"
-        table.add_row(recipe.name, recipe.model, str(schedule.epochs), str(schedule.batch_size), lr, needs_data)
-    return table
-
-
-def _settings_table(recipe: Recipe) -> Table:
-    from cbn_deploy.training.recipe import setting_help
-
-    table = Table(title=f"Settings of {recipe.name} (--set KEY=VALUE)")
-    for column in ("key", "value", "may be"):
-        table.add_column(column, overflow="fold")
-    for key, value, allowed in setting_help(recipe):
-        table.add_row(key, str(value).lower() if value is None or isinstance(value, bool) else str(value), allowed)
-    return table
 
 
 if __name__ == "__main__":

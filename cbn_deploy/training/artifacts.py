@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from cbn_deploy.data import LongTailedData, evaluation_batches
 from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import mixture_health
 from cbn_deploy.runtime import ModelDescription
+from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.decoupled import training_prior
 from cbn_deploy.training.evaluation import evaluate_predictions, most_confused
 from cbn_deploy.training.metrics.mixture import LayerMixture
@@ -70,12 +72,14 @@ def build_report(
     """Evaluate the model on the test set and gather everything that the report shows."""
     logits, labels = predict(model, evaluation_batches(data.test, data.preprocessing, EVALUATION_BATCH), device)
     batches = evaluation_batches(data.test, data.preprocessing, EVALUATION_BATCH)
-    health = {} if recipe.is_batch_norm else mixture_health(model, (images.to(device) for images, _ in batches))
+    one = recipe.is_batch_norm or recipe.norm.components == 1  # a single Gaussian has nothing to tell
+    health = {} if one else mixture_health(model, (images.to(device) for images, _ in batches))
     return RunReport(
         recipe=recipe.to_dict(),
         settings=recipe.used_settings(),
         title=run_title(recipe),
         evaluation=evaluate_predictions(logits, labels, data.class_counts),
+        comparison=compare(recipe, data.class_counts),
         confusions=most_confused(logits, labels),
         history=tuple(history),
         class_names=data.class_names,
@@ -94,11 +98,27 @@ def build_report(
 
 
 def run_title(recipe: Recipe) -> str:
-    """Recipe, network and normalisation in words, such as "digits-lt: resnet20, 4 Gaussians a layer, dual path"."""
+    """Recipe, network, normalisation and paths in words: "digits-lt: resnet20, 4 Gaussians a layer, dual path"."""
+    parts = [recipe.model, *_normalisation(recipe)]
+    if recipe.two_views and not recipe.dual_path:
+        parts.append("two consistent views")
+    if recipe.init_from is not None:
+        parts.append(f"from {Path(recipe.init_from).name}")
+    if recipe.decoupled.share > 0:
+        parts.append(f"classifier alone in the last {recipe.decoupled.share:.0%} of the epochs")
+    return f"{recipe.name}: {', '.join(parts)}"
+
+
+def _normalisation(recipe: Recipe) -> tuple[str, ...]:
     if recipe.is_batch_norm:
-        return f"{recipe.name}: {recipe.model}, plain batch norm"
-    path = "dual path" if recipe.dual_path else "compound path only"
-    return f"{recipe.name}: {recipe.model}, {recipe.norm.components} Gaussians a layer, {path}"
+        return ("plain batch norm",)
+    norm = recipe.norm
+    compound = "batch norm (1 Gaussian)" if norm.components == 1 else f"{norm.components} Gaussians a layer"
+    if not recipe.dual_path:
+        return compound, "compound path only"
+    if norm.split_groups is not None:
+        compound += f" beside split batch norm of {norm.split_groups} class groups"
+    return compound, "dual path" if recipe.two_views else "dual path without consistency"
 
 
 def device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from cbn_deploy.training.config import ScheduleConfig
 from cbn_deploy.training.experiments import ALIASES, EXPERIMENTS, SECTIONS, Section
 from cbn_deploy.training.recipe import Recipe
 
-__all__ = ["RECIPES", "find_sections", "get_recipe", "known_names"]
+__all__ = ["RECIPES", "find_sections", "get_recipe", "known_names", "unknown_recipe"]
 
 _CIFAR_SCHEDULE = ScheduleConfig(epochs=400)
 
@@ -53,38 +53,33 @@ def get_recipe(name: str) -> Recipe:
     """
     recipe = RECIPES.get(name) or EXPERIMENTS.get(ALIASES.get(name, name))
     if recipe is None:
-        raise RecipeError(f"There is no recipe {name!r}; {_nearest(name)}")
+        raise unknown_recipe(name)
     return recipe
 
 
 def find_sections(pattern: str) -> tuple[Section, ...]:
-    """The paper's experiments whose name or table matches, grouped by table.
+    """The paper's experiments whose name or table matches, grouped by table; empty if none does.
 
     Args:
         pattern: part of a name or of a table's title ("rho100", "table 3"), or a shell pattern for the whole name
             ("cifar10-lt/*/cbn"); upper and lower case are alike.
-
-    Raises:
-        RecipeError: nothing matches.
     """
     wanted = pattern.lower()
     found = []
     for section in SECTIONS:
         whole = wanted in section.title.lower()
-        rows = tuple(row for row in section.rows if whole or _matches(row.name, wanted))
+        rows = tuple(row for row in section.rows if whole or wanted in row.name or fnmatch.fnmatch(row.name, wanted))
         if rows:
             found.append(replace(section, rows=rows))
-    if not found:
-        raise RecipeError(f"No recipe matches {pattern!r}; {_nearest(pattern)}")
     return tuple(found)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return pattern in name or fnmatch.fnmatch(name, pattern)
-
-
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, known_names(), n=3, cutoff=0.6)
+def unknown_recipe(name: str) -> RecipeError:
+    """The error to raise for a name or a pattern that fits nothing; it says what is near."""
+    titles = [section.title.lower() for section in SECTIONS]
+    near = difflib.get_close_matches(name.lower(), [*known_names(), *titles], n=3, cutoff=0.6)
     if near and near[0] not in RECIPES:
-        return f"did you mean {' or '.join(map(repr, near))}? `cbn-train --list` shows every recipe."
-    return settings.suggest(name, RECIPES).removesuffix(".") + ", and the paper's experiments (`cbn-train --list`)."
+        hint = f"did you mean {' or '.join(map(repr, near))}? `cbn-train --list` shows every recipe."
+    else:
+        hint = settings.suggest(name, RECIPES).removesuffix(".") + ", and the paper's (`cbn-train --list`)."
+    return RecipeError(f"There is no recipe {name!r}; {hint}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,12 +66,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} contains more than plain tensors and was not loaded; save the state_dict alone."
-        ) from error
     except Exception as error:  # a damaged archive can raise nearly anything
-        raise CheckpointError(f"{path} is truncated or not a torch file; download it again.") from error
+        raise CheckpointError(
+            f"{path} is no torch file of plain tensors (damaged, or with code in it) and was not loaded; "
+            "download it again, or save the network's state_dict alone."
+        ) from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path} holds no tensors by name; give a file with a network's state_dict.")

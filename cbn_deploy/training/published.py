@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-__all__ = ["PublishedResult", "published_results"]
+__all__ = ["PublishedResult", "per_cent_as_printed", "published_results"]
 
 _MEASURES = ("top1", "many", "medium", "few")
 
@@ -49,6 +49,11 @@ def published_results() -> tuple[PublishedResult, ...]:
         for column, data in enumerate(table["data"])
         if row["top1"][column] is not None
     )
+
+
+def per_cent_as_printed(fraction: float) -> str:
+    """0.8498 -> "84.98", 0.85 -> "85.0": the paper's tables have one digit or two."""
+    return f"{100 * fraction:.2f}".removesuffix("0")
 
 
 def _result(source: str, row: dict[str, Any], data: str, column: int) -> PublishedResult:

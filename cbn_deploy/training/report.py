@@ -12,6 +12,7 @@ import jinja2
 from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.runtime.description import shot_group
 from cbn_deploy.training.plots import Picture, draw_pictures
+from cbn_deploy.training.published import per_cent_as_printed
 from cbn_deploy.training.report_data import RunReport
 
 __all__ = ["render_html", "write_report"]
@@ -40,12 +41,16 @@ def render_html(report: RunReport, pictures: list[Picture]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "data_uri": _data_uri, "duration": _duration}
+    environment.filters |= {"percent": _percent, "figure": _figure, "data_uri": _data_uri, "duration": _duration}
     return environment.from_string(template).render(report=report, pictures=pictures, shot_group=shot_group)
 
 
 def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _figure(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{per_cent_as_printed(fraction)} %"
 
 
 def _data_uri(picture: Picture) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cbn_deploy.runtime.description import ShotGroup, shot_group
+from cbn_deploy.training.comparison import Comparison
 from cbn_deploy.training.evaluation import Confusion, Evaluation
 from cbn_deploy.training.metrics.mixture import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
@@ -26,6 +27,7 @@ class RunReport:
         settings: dotted key -> value of the settings that had an effect.
         title: recipe and model in words.
         evaluation: the LAST epoch's model on the test set (there is no validation set, so no epoch is chosen).
+        comparison: the paper's figures for the same experiment, ``None`` where it has none on these data.
         confusions: the most frequent mistakes.
         history: one entry an epoch.
         class_names: K names.
@@ -43,6 +45,7 @@ class RunReport:
     settings: Mapping[str, Any]
     title: str
     evaluation: Evaluation
+    comparison: Comparison | None
     confusions: tuple[Confusion, ...]
     history: tuple[EpochMetrics, ...]
     class_names: tuple[str, ...]
@@ -80,6 +83,7 @@ class RunReport:
             "title": self.title,
             "recipe": dict(self.recipe),
             "evaluation": self.evaluation.to_dict(),
+            "comparison": None if self.comparison is None else self.comparison.to_dict(),
             "classes": [
                 {"name": name, "training_images": count, "group": shot_group(count), "recall": recall}
                 for name, count, recall in zip(

@@ -20,6 +20,7 @@ from cbn_deploy.norm import synchronize
 from cbn_deploy.training.artifacts import EVALUATION_BATCH, build_checkpoint, build_report, device_name, run_title
 from cbn_deploy.training.averages import EpochAverages
 from cbn_deploy.training.classification import Classification
+from cbn_deploy.training.comparison import Comparison
 from cbn_deploy.training.decoupled import Stage, StageSwitch, stages
 from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.evaluation import Evaluation, evaluate_predictions
@@ -40,11 +41,12 @@ __all__ = ["TrainingResult", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """Where the finished run lies and how good its last epoch is."""
+    """Where the finished run lies, how good its last epoch is, and the paper's figures for it, if it has any."""
 
     checkpoint: Path
     report: Path
     evaluation: Evaluation
+    comparison: Comparison | None
 
 
 def train(
@@ -260,7 +262,12 @@ class _Run:
         )
         write_report(report, self.folder.path)
         save_checkpoint(self.folder.model, build_checkpoint(self.recipe, self.data, self.model))
-        return TrainingResult(checkpoint=self.folder.model, report=self.folder.report, evaluation=report.evaluation)
+        return TrainingResult(
+            checkpoint=self.folder.model,
+            report=self.folder.report,
+            evaluation=report.evaluation,
+            comparison=report.comparison,
+        )
 
     def _enter_stage(self, epoch: int) -> Classification:
         stage = self.stages.enter(epoch)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cbn_deploy.training.catalog import get_recipe
+from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.evaluation import Confusion, evaluate_predictions
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.plots import draw_pictures
+from cbn_deploy.training.recipe import apply_settings
 from cbn_deploy.training.report import render_html, write_report
 from cbn_deploy.training.report_data import LayerMixture, RunReport
 
@@ -32,7 +35,7 @@ class Page(HTMLParser):
         self.cells.append(data.strip())
 
 
-def make_report(classes=3, epochs=4, mixture=True, counts=None):
+def make_report(classes=3, epochs=4, mixture=True, counts=None, comparison=None):
     rng = np.random.default_rng(0)
     counts = counts or tuple(int(300 * 0.01 ** (k / (classes - 1))) for k in range(classes))
     labels = np.repeat(np.arange(classes), 8)
@@ -55,10 +58,11 @@ def make_report(classes=3, epochs=4, mixture=True, counts=None):
     )
     layer = LayerMixture(occupancy=(0.5, 0.3, 0.2), pixel_entropy=0.4, dead=0)
     return RunReport(
-        recipe={"name": "x", "schedule": {"epochs": epochs}},
+        recipe={"name": "x", "seed": 3, "schedule": {"epochs": epochs}},
         settings={"name": "x", "schedule.epochs": epochs},
         title="a <b>title</b>",
         evaluation=evaluate_predictions(logits, labels, counts),
+        comparison=comparison,
         confusions=(Confusion(true=0, predicted=1, count=3),),
         history=history,
         class_names=("<script>alert(1)</script>", *(f"class {k}" for k in range(1, classes))),
@@ -124,6 +128,34 @@ def test_the_page_says_what_the_report_knows():
     text = " ".join(cells)
     assert "1 h 2 min" in text
     assert "1,234,567 parameters" in text
+
+
+def test_the_paper_stands_beside_the_run():
+    recipe = apply_settings(get_recipe("cifar100-lt/rho100/cbn"), ["epochs=4"])
+    report = make_report(comparison=compare(recipe, [10_847]))
+    page = Page(render_html(report, []))
+    text = " ".join(page.cells)
+    assert "Not the published setting:" in page.cells
+    assert "epochs 4 instead of 400" in text
+    assert "Table 2: Baseline + CBN; Table 3: (V) CBN" in text
+    for figure in ("52.16 %", "69.26 %", "54.18 %", "30.34 %", "52.0 %"):
+        assert figure in page.cells
+    assert {"PaCo", "Table 4"} <= set(page.cells)
+    assert "norm.density_scale=rsqrt_channels" in text
+    assert report.to_dict()["comparison"]["experiment"] == "cifar100-lt/rho100/cbn"
+
+
+def test_an_own_control_says_so():
+    report = make_report(comparison=compare(get_recipe("cifar100-lt/rho100/bn-two-views"), [10_847]))
+    text = " ".join(Page(render_html(report, [])).cells)
+    assert "The setting is that of" in text
+    assert "not in the paper: a control of ours" in text
+    plotted = make_report(comparison=compare(get_recipe("cifar100-lt/rho100/m2"), [10_847]))
+    assert "without printing a figure" in " ".join(Page(render_html(plotted, [])).cells)
+
+
+def test_no_counterpart_no_section():
+    assert "Beside the paper" not in render_html(make_report(), [])
 
 
 def test_an_absent_group_is_a_dash():
