@@ -256,6 +256,24 @@ def test_the_repository(start_server: Callable[..., Server], colours_path: Path,
             client.load_model("colours", config="{}")
 
 
+def test_versions_answer_each_for_itself(
+    start_server: Callable[..., Server], tmp_path: Path, images: np.ndarray
+) -> None:
+    for version, factor in (("1", 1.0), ("2", 2.0), ("10", 3.0)):
+        (tmp_path / "colours" / version).mkdir(parents=True)
+        write_colour_model(tmp_path / "colours" / version / "model.onnx", colour_model(broken_weight=factor))
+    server = start_server("--model-repository", tmp_path, "--keep-versions", 3, "--threads", 1)
+    with tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        assert sorted(client.get_model_metadata("colours")["versions"], key=int) == ["1", "2", "10"]
+        for version, answers, factor in (("1", "1", 1.0), ("2", "2", 2.0), ("10", "10", 3.0), ("", "10", 3.0)):
+            result = client.infer("colours", [image_input(images)], model_version=version)
+            assert result.get_response()["model_version"] == answers
+            assert_same(result.as_numpy("logits"), factor * expected_logits(images))
+        counted = client.get_inference_statistics("colours")["model_stats"]
+        assert {entry["version"]: entry["inference_count"] for entry in counted} == {"1": 4, "2": 4, "10": 8}
+        assert not client.is_model_ready("colours", "3")
+
+
 def test_what_is_not_offered_is_the_clients_own_exception(triton: Any, images: np.ndarray) -> None:
     from tritonclient.utils import InferenceServerException
 

@@ -8,6 +8,6 @@ from serving.api.v2.health import router as health
 __all__ = ["health", "router"]
 
 router = APIRouter(tags=["open inference protocol"])
-# First the paths that a model's name would also match.
-for _part in (statistics, repository, unsupported, metadata, infer):
+# Routes are tried in order: the busiest first, and `/v2/models/stats` before the model that could be called so.
+for _part in (infer, statistics, metadata, repository, unsupported):
     router.include_router(_part.router)
