@@ -62,7 +62,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def training_network(model: nn.Module, execution: Execution, precision: Precision, ranks: Ranks) -> nn.Module:
-    """``model`` as the training step calls it: same parameters, same statistics, float32 logits.
+    """``model`` as the training step calls it: same parameters, same statistics, logits of its own dtype.
 
     Make it anew whenever other parameters than before are trained.
 
@@ -98,4 +98,5 @@ class _Computed(nn.Module):
         images = images.contiguous(memory_format=self._format)
         # Left after every pass: the weights that autocast keeps in bfloat16 must not outlive one without gradient.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._lower):
-            return self._network(images).float()
+            logits = self._network(images)
+        return logits.float() if self._lower else logits

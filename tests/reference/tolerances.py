@@ -69,6 +69,9 @@ TOLERANCES: dict[str, Tolerance] = {
     "exported logits": Tolerance(
         0.0, 1e-4, "the exporter's own promise (export/limits.py), relative to the largest |logit| of an image above 1"
     ),
+    "exported figures": Tolerance(
+        1e-3, 1e-4, "means of functions of logits that agree within 'exported logits', and a temperature fitted to few"
+    ),
     "exported posterior": Tolerance(
         0.0, 1e-3, "two float32 runtimes; rounding of every layer before it moves a posterior near a decision boundary"
     ),
