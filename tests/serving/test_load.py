@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +62,81 @@ def test_a_late_answer_is_a_504(start_server: Callable[..., Server], slow_path: 
     # Those that timed out while waiting were dropped: they do not keep the model busy now.
     assert server.terminate() == 0
     assert time.monotonic() - started < 10
+
+
+def test_requests_that_wait_run_together(start_server: Callable[..., Server], slow_path: Path) -> None:
+    server = start_server(slow_path, "--threads", 1, "--max-batch", 3)
+    with ThreadPoolExecutor(max_workers=5) as pool:
+        first = post(server, pool)
+        wait_until_in_flight(server, 1)
+        others = [post(server, pool) for _ in range(4)]
+        wait_until_in_flight(server, 5)
+        assert first.result().status_code == 200
+        assert [future.result().status_code for future in others] == [200] * 4
+    assert batches(server) == {1: 2, 3: 1}
+
+
+def batches(server: Server) -> dict[int, int]:
+    """Images of a batch -> batches of that size."""
+    (model,) = server.client.get("/v2/models/slow/stats").json()["model_stats"]
+    return {entry["batch_size"]: entry["compute_infer"]["count"] for entry in model["batch_stats"]}
+
+
+def test_a_client_may_allow_less_time_than_the_server(start_server: Callable[..., Server], slow_path: Path) -> None:
+    server = start_server(slow_path, "--threads", 1)
+
+    def ask(timeout: object) -> httpx.Response:
+        return server.client.post("/v1/classify", params={"timeout": str(timeout)}, files={"image": RED})
+
+    assert "0.1 seconds" in assert_problem(ask(0.1), 504)
+    assert ask(1e6).status_code == 200  # the server's own limit holds
+    for bad in (0, -1, "nan", "inf", "soon"):
+        assert "timeout" in assert_problem(ask(bad), 422)
+
+
+def test_a_client_that_has_gone_is_not_served(start_server: Callable[..., Server], slow_path: Path) -> None:
+    server = start_server(slow_path, "--threads", 1, "--max-batch", 1)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        first = post(server, pool)
+        wait_until_in_flight(server, 1)
+        gone = [connect_and_post(server) for _ in range(3)]
+        wait_until_in_flight(server, 4)
+        for connection in gone:
+            connection.close()
+        wait_until_in_flight(server, 1)
+        assert first.result().status_code == 200
+    assert server.client.post("/v1/classify", files={"image": RED}).status_code == 200
+    assert batches(server) == {1: 2}
+    statuses = [server.wait_for_log("request") for _ in range(10)]
+    assert sum(entry["status"] == 499 for entry in statuses) == 3
+
+
+def connect_and_post(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(RED)}\r\n\r\n"
+    connection.sendall(head.encode() + RED)
+    return connection
+
+
+def test_a_drain_tells_load_balancers_first(start_server: Callable[..., Server], slow_path: Path) -> None:
+    server = start_server(slow_path, "--threads", 1, "--drain-delay", 3)
+    assert server.client.get("/v2/health/ready").status_code == 200
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        before = post(server, pool)
+        wait_until_in_flight(server, 1)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("draining")
+        refused = server.client.get("/v2/health/ready")
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+        assert "shutting down" in refused.json()["error"]
+        assert server.client.get("/v2/health/live").status_code == 200
+        during = post(server, pool)
+        assert (during.result().status_code, during.result().headers["connection"]) == (200, "close")
+        assert before.result().status_code == 200
+    assert server.process.wait(timeout=30) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/healthz", trust_env=False)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
