@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cbn_deploy.atomic import atomic_write_bytes
+from cbn_deploy.atomic import atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
-from cbn_deploy.errors import RecipeError
+from cbn_deploy.cli.evaluation_tables import tables
+from cbn_deploy.errors import DataError, OutputError, RecipeError
 
 if TYPE_CHECKING:
     from cbn_deploy.data import ImageSet
-    from cbn_deploy.runtime import ModelDescription, SessionInfo
-    from cbn_deploy.training import Evaluation
+    from cbn_deploy.runtime import ModelDescription, Session, SessionInfo
+    from cbn_deploy.training.model_evaluation import ModelEvaluation
 
 __all__ = ["main"]
 
@@ -29,6 +30,10 @@ Examples:
 
   cbn-eval model.onnx --data photos --json scores.json
 
+  cbn-eval model.onnx --data photos --prior-shift --plot scores.png
+
+  cbn-eval model.onnx --data photos --write-temperature   (and cbn-serve answers with calibrated probabilities)
+
   cbn-eval model.onnx --data cifar --runtime openvino
 
   cbn-eval model.pt --data photos --recipe image-folder --set data.seed=3
@@ -36,6 +41,11 @@ Examples:
 A folder's test images are found by what lies there: the CIFAR files, test.csv or test.txt, test/CLASS/* or CLASS/*.
 With --recipe they are split off exactly as cbn-train does it, which matters where no test folder exists.
 """
+
+_NO_TEMPERATURE = (
+    "No temperature fits these images: that takes some that the model gets wrong and some that it gets right; "
+    "give more of them."
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -46,6 +56,19 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="DIR|digits", help="Folder of the test images, or digits.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures, as fractions, to FILE.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit a temperature on one half of the images, judge it on the other.")
+    ] = False,
+    write_temperature: Annotated[
+        bool,
+        typer.Option("--write-temperature", help="Calibrate, and put the temperature into MODEL's description."),
+    ] = False,
+    prior_shift: Annotated[
+        bool, typer.Option("--prior-shift", help="Also under other class priors, from long-tailed to reversed.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw reliability and recalls: a .png, .svg or .pdf.")
     ] = None,
     runtime: Annotated[
         str, typer.Option(help="auto (by the file's suffix), onnxruntime, openvino, torch or tensorrt.")
@@ -58,24 +81,38 @@ def evaluate(
         typer.Option("--set", metavar="KEY=VALUE", help="Settings of that recipe, such as data.seed=3."),
     ] = None,
 ) -> None:
-    """Evaluate a model: top-1, many / medium / few, recall of every class, calibration error."""
-    from cbn_deploy.data import evaluation_batches
+    """Evaluate a model: accuracy and recalls with intervals, many / medium / few, calibration, use of the mixture."""
+    # torch takes seconds to import; --help and usage errors should not.
+    from cbn_deploy.calibrated_file import description_digest
     from cbn_deploy.runtime.factory import RUNTIMES, open_session
-    from cbn_deploy.training import evaluate_predictions
-    from cbn_deploy.training.predictions import predict_with_session
 
     known = {name: name for name in RUNTIMES}
     if runtime not in known:
         raise RecipeError(f"There is no runtime {runtime!r}; choose one of {', '.join(known)}.")
-    with open_session(model, known[runtime], threads) as session:
-        images = _test_set(session.description, data, recipe, settings or [])
-        batches = evaluation_batches(images, session.description.preprocessing, batch_size)
-        logits, labels = predict_with_session(session, batches)
-        scores = evaluate_predictions(logits, labels, session.description.class_counts)
-        if json_file is not None:
-            content = _as_json(scores, session.description, session.describe(), len(images))
-            atomic_write_bytes(json_file, json.dumps(content, indent=1, ensure_ascii=False).encode())
-        _print(scores, session.description, session.describe(), len(images))
+    picture = None if plot is None else _picture_format(plot)
+    for written in (json_file, plot, model if write_temperature and model.exists() else None):
+        if written is not None:
+            check_writable(written.parent)  # before minutes of work, not after
+    digest = description_digest(model) if write_temperature else None
+    with open_session(model, known[runtime], threads, with_posteriors=True) as session:
+        description, info = session.description, session.describe()
+        images = _test_set(description, data, recipe, settings or [])
+        result = _evaluate(session, images, batch_size, calibrate or write_temperature, prior_shift)
+    console = Console()
+    for part in tables(result, description, info):
+        console.print(part, highlight=False)
+    if calibrate and result.calibration is None:
+        console.print(_NO_TEMPERATURE, style="yellow")
+    if json_file is not None:
+        content = json.dumps(_as_json(result, description, info), indent=1, ensure_ascii=False)
+        atomic_write_bytes(json_file, content.encode())
+    if plot is not None and picture is not None:
+        from cbn_deploy.training.evaluation_plot import draw_evaluation
+
+        title = f"{info.file}, {result.images} images"
+        atomic_write_bytes(plot, draw_evaluation(result, description, title, picture))
+    if write_temperature:
+        _write_temperature(console, model, result, digest)
 
 
 def main() -> None:
@@ -94,40 +131,48 @@ def _test_set(description: ModelDescription, data: str, recipe: str | None, sett
     return recipe_test_set(description, apply_settings(get_recipe(recipe), settings), data)
 
 
-def _as_json(scores: Evaluation, description: ModelDescription, info: SessionInfo, images: int) -> dict[str, Any]:
+def _evaluate(
+    session: Session, images: ImageSet, batch_size: int, with_calibration: bool, with_prior_shift: bool
+) -> ModelEvaluation:
+    from cbn_deploy.data import evaluation_batches
+    from cbn_deploy.training.model_evaluation import evaluate_model
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Classifying", total=len(images))
+        return evaluate_model(
+            session,
+            evaluation_batches(images, session.description.preprocessing, batch_size),
+            with_calibration=with_calibration,
+            with_prior_shift=with_prior_shift,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+
+
+def _write_temperature(console: Console, model: Path, result: ModelEvaluation, digest: str | None) -> None:
+    """Last of all: what was measured has been printed and written by now."""
+    from cbn_deploy.calibrated_file import write_temperature
+
+    if result.calibration is None:
+        raise DataError(f"{model} was left as it is. {_NO_TEMPERATURE}")
+    write_temperature(model, result.calibration.temperature, digest=digest)
+    console.print(f"{escape(str(model))} now carries temperature {result.calibration.temperature:.4f}.")
+
+
+def _picture_format(path: Path) -> str:
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in ("png", "svg", "pdf"):
+        raise OutputError(f"{path} is neither a .png nor a .svg nor a .pdf file; name the picture by its format.")
+    return suffix
+
+
+def _as_json(result: ModelEvaluation, description: ModelDescription, info: SessionInfo) -> dict[str, Any]:
     return {
-        **scores.to_dict(),
+        **result.to_dict(),
         "class_names": list(description.class_names),
         "class_counts": list(description.class_counts),
-        "images": images,
         "runtime": info.runtime,
         "runtime_version": info.version,
         "kernel_path": info.kernel_path,
     }
-
-
-def _print(scores: Evaluation, description: ModelDescription, info: SessionInfo, images: int) -> None:
-    console = Console()
-    table = Table(title=f"{escape(info.file)} on {images} images, {info.runtime} {info.version} ({info.kernel_path})")
-    table.add_column("class, most frequent first", overflow="fold")
-    table.add_column("training images", justify="right")
-    table.add_column("group")
-    table.add_column("recall", justify="right")
-    counts = description.class_counts
-    for k in sorted(range(len(counts)), key=lambda k: (-counts[k], k)):
-        table.add_row(
-            escape(description.class_names[k]),
-            str(counts[k]),
-            description.shot_groups[k],
-            _percent(scores.per_class[k]),
-        )
-    console.print(table)
-    console.print(
-        f"top-1 [bold]{_percent(scores.top1)}[/]; many {_percent(scores.many)}, medium {_percent(scores.medium)}, "
-        f"few {_percent(scores.few)}; calibration error {_percent(scores.ece)}",
-        highlight=False,
-    )
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{fraction:.1%}"

@@ -40,11 +40,19 @@ _MAX_TICK_LABELS = 32
 
 
 def label_ticks(axes: Any, positions: Any, labels: Sequence[str]) -> None:
-    """Class or layer names under the bars at ``positions``: every one that fits, long ones cut and slanted."""
+    """Class or layer names under the bars at ``positions``: as many as fit, long ones cut and slanted.
+
+    A second line of a label stays as it is.
+    """
     stride = -(-len(labels) // _MAX_TICK_LABELS)
-    shown = [label if len(label) <= 24 else label[:23] + "…" for label in labels[::stride]]
-    flat = sum(len(label) for label in shown) < 80
+    shown = [_shorten(label) for label in labels[::stride]]
+    flat = sum(max(map(len, label.split("\n"))) for label in shown) < 80
     rotation = {"rotation": 0} if flat else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(positions[::stride], shown, fontsize=8.5, **rotation)
     axes.set_xlim(-0.7, len(labels) - 0.3)
     axes.grid(visible=False, axis="x")
+
+
+def _shorten(label: str) -> str:
+    first, *rest = label.split("\n")
+    return "\n".join([first if len(first) <= 24 else first[:23] + "…", *rest])

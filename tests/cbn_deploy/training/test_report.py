@@ -12,11 +12,12 @@ from PIL import Image
 from cbn_deploy.training.catalog import get_recipe
 from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.evaluation import Confusion, evaluate_predictions
+from cbn_deploy.training.metrics import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.plots import draw_pictures
 from cbn_deploy.training.recipe import apply_settings
 from cbn_deploy.training.report import render_html, write_report
-from cbn_deploy.training.report_data import LayerMixture, RunReport
+from cbn_deploy.training.report_data import RunReport
 
 
 class Page(HTMLParser):
