@@ -18,11 +18,23 @@ from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import EncodedImage, decode_image, resize
 
-__all__ = ["ArrayImageSet", "Box", "FileImageSet", "ImageSet", "LongTailedData", "image_kind", "read_image"]
+__all__ = [
+    "ArrayImageSet",
+    "Box",
+    "ChooseBox",
+    "FileImageSet",
+    "ImageSet",
+    "LongTailedData",
+    "image_kind",
+    "read_image",
+]
 
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
+
+ChooseBox = Callable[[int, int], Box]
+"""(width, height) of an image -> a part of it."""
 
 # At which fractions of its size a JPEG can be decoded.
 _REDUCTIONS = (8, 4, 2)
@@ -43,6 +55,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _reduction(box: Box, size: tuple[int, int]) -> int:
+    """By how much a JPEG may be reduced so that ``box`` still has the pixels of ``size`` = (height, width)."""
+    left, top, right, bottom = box
+    spare = min((right - left) // size[1], (bottom - top) // size[0])
+    return next((reduction for reduction in _REDUCTIONS if reduction <= spare), 1)
 
 
 def _resized_part(
@@ -84,16 +103,16 @@ class ImageSet(ABC):
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """The image at the model's size: uint8 (H, W, 3). Not to be written to."""
 
-    def part(self, index: int, choose: Callable[[int, int], Box], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """A part of the image at its own size, bilinearly resized, for training: uint8 (height, width, 3).
+    def parts(self, index: int, choices: Sequence[ChooseBox], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+        """Parts of the image at its own size, bilinearly resized, for training: each uint8 (height, width, 3).
 
         Args:
             index: of the image.
-            choose: (width, height) of the image -> the box to cut out.
-            size: (height, width) of the result.
+            choices: for every part, (width, height) of the image -> the box to cut out.
+            size: (height, width) of the results.
         """
         image = self.image(index)
-        return _resized_part(image, choose(*image.size), size)
+        return [_resized_part(image, choose(*image.size), size) for choose in choices]
 
     @abstractmethod
     def fits(self, preprocessing: Preprocessing) -> bool:
@@ -176,21 +195,26 @@ class FileImageSet(ImageSet):
         with self._named(index):
             return read_image(self.paths[index])
 
-    def part(self, index: int, choose: Callable[[int, int], Box], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """See :meth:`ImageSet.part`. A JPEG whose part has at least twice the pixels a side that are needed is decoded
-        at half, a quarter or an eighth of its size, before the resize: several times as fast.
+    def parts(self, index: int, choices: Sequence[ChooseBox], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+        """See :meth:`ImageSet.parts`. A JPEG whose part has at least twice the pixels a side that are needed is decoded
+        at half, a quarter or an eighth of its size, before the resize: several times as fast. Parts that agree on that
+        share one decoding.
 
         Raises:
             DataError: the file is missing, damaged or too large.
         """
         with self._named(index):
-            encoded = EncodedImage(_read(self.paths[index]))
-            width, height = encoded.size
-            left, top, right, bottom = choose(width, height)
-            spare = min((right - left) // size[1], (bottom - top) // size[0])
-            image = encoded.decode(next((r for r in _REDUCTIONS if r <= spare), 1))
-        across, down = image.width / width, image.height / height
-        return _resized_part(image, (left * across, top * down, right * across, bottom * down), size)
+            content = _read(self.paths[index])
+            width, height = EncodedImage(content).size
+            boxes = [choose(width, height) for choose in choices]
+            reductions = [_reduction(box, size) for box in boxes]
+            decoded = {reduction: EncodedImage(content).decode(reduction) for reduction in set(reductions)}
+        parts = []
+        for (left, top, right, bottom), reduction in zip(boxes, reductions, strict=True):
+            image = decoded[reduction]
+            across, down = image.width / width, image.height / height
+            parts.append(_resized_part(image, (left * across, top * down, right * across, bottom * down), size))
+        return parts
 
     @contextmanager
     def _named(self, index: int) -> Iterator[None]:

@@ -87,13 +87,18 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
 
     def _batch(self, portion: _Portion) -> TrainingBatch:
         keys = portion.keys
-        strong = [self._views.strong(self._images, key[1], self._generator(_STRONG, key)) for key in keys]
-        weak = None
-        if self._two_views:
-            weak = [self._views.weak(self._images, key[1], self._generator(_WEAK, key)) for key in keys]
+        strong, weak = [], []
+        for key in keys:
+            rng = self._generator(_STRONG, key)
+            if self._two_views:
+                views = self._views.both(self._images, key[1], rng, self._generator(_WEAK, key))
+                strong.append(views[0])
+                weak.append(views[1])
+            else:
+                strong.append(self._views.strong(self._images, key[1], rng))
         return TrainingBatch(
             strong=self._tensor(strong),
-            weak=None if weak is None else self._tensor(weak),
+            weak=self._tensor(weak) if self._two_views else None,
             labels=torch.from_numpy(self._images.labels[[index for _, index, _ in keys]]),
             weight=portion.weight,
             ends_step=portion.ends_step,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,19 +73,33 @@ class Views:
 
     def weak(self, images: ImageSet, index: int, rng: np.random.Generator) -> Pixels:
         """Crop and flip: uint8 (H, W, 3)."""
-        config = self.config
-        if config.crop == "resized":
-            pixels = images.part(index, lambda w, h: random_box(w, h, rng, config.min_area), self.size)
-        else:
-            top, left = (int(u * (2 * config.padding + 1)) for u in rng.random(2).tolist())
-            pixels = padded_crop(images.pixels(index), top, left, config.padding)
-        if config.flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        return pixels
+        (cropped,) = self._cropped(images, index, [rng])
+        return self._mirrored(cropped, rng)
 
     def strong(self, images: ImageSet, index: int, rng: np.random.Generator) -> Pixels:
         """Crop, flip, AutoAugment, cutout: uint8 (H, W, 3)."""
-        pixels = self.weak(images, index, rng)
+        return self._distorted(self.weak(images, index, rng), rng)
+
+    def both(
+        self, images: ImageSet, index: int, strong: np.random.Generator, weak: np.random.Generator
+    ) -> tuple[Pixels, Pixels]:
+        """What :meth:`strong` and :meth:`weak` give, for about one decoding of the image."""
+        first, second = self._cropped(images, index, [strong, weak])
+        return self._distorted(self._mirrored(first, strong), strong), self._mirrored(second, weak)
+
+    def _cropped(self, images: ImageSet, index: int, rngs: Sequence[np.random.Generator]) -> list[Pixels]:
+        config = self.config
+        if config.crop == "resized":
+            choices = [partial(random_box, rng=rng, min_area=config.min_area) for rng in rngs]
+            return images.parts(index, choices, self.size)
+        pixels = images.pixels(index)
+        corners = ([int(u * (2 * config.padding + 1)) for u in rng.random(2).tolist()] for rng in rngs)
+        return [padded_crop(pixels, top, left, config.padding) for top, left in corners]
+
+    def _mirrored(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return pixels[:, ::-1] if self.config.flip and rng.random() < 0.5 else pixels
+
+    def _distorted(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         if self.config.autoaugment:
             pixels = np.asarray(autoaugment(Image.fromarray(pixels), rng, self.fill))
         if self.config.cutout:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from cbn_deploy.data import FileImageSet
-from cbn_deploy.data.transforms import random_box
+from cbn_deploy.data import FileImageSet, ViewConfig
+from cbn_deploy.data.transforms import Views, random_box
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime import Preprocessing
 from cbn_deploy.runtime.preprocessing import EncodedImage
@@ -52,7 +52,7 @@ def part(path: Path, box: tuple[int, int, int, int], size: tuple[int, int]) -> N
         seen.append((width, height))
         return box
 
-    pixels = FileImageSet([path], np.zeros(1, np.int64), SMALL).part(0, choose, size)
+    (pixels,) = FileImageSet([path], np.zeros(1, np.int64), SMALL).parts(0, [choose], size)
     assert seen == [(WIDTH, HEIGHT)]
     assert pixels.shape == (*size, 3)
     return pixels
@@ -90,13 +90,23 @@ def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(folder: Path, reduction: in
     assert EncodedImage((folder / "lossless.png").read_bytes()).decode(reduction).size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize("crop", ["padded", "resized"])
+def test_two_views_of_one_decoding_are_the_views_by_themselves(folder: Path, crop: str) -> None:
+    images = FileImageSet([folder / "plain.jpg"], np.zeros(1, np.int64), SMALL)
+    views = Views(ViewConfig(crop=crop, padding=3, min_area=0.001, cutout=4), SMALL)  # type: ignore[arg-type]
+    for seed in range(40):
+        strong, weak = views.both(images, 0, np.random.default_rng((1, seed)), np.random.default_rng((2, seed)))
+        np.testing.assert_array_equal(strong, views.strong(images, 0, np.random.default_rng((1, seed))))
+        np.testing.assert_array_equal(weak, views.weak(images, 0, np.random.default_rng((2, seed))))
+
+
 def test_a_damaged_file_is_named(folder: Path, tmp_path: Path) -> None:
     content = (folder / "plain.jpg").read_bytes()
     for name, damaged in (("cut.jpg", content[: len(content) // 2]), ("empty.jpg", b""), ("text.jpg", b"no image")):
         (tmp_path / name).write_bytes(damaged)
         images = FileImageSet([tmp_path / name], np.zeros(1, np.int64), SMALL)
         with pytest.raises(DataError, match=rf"{name}: .* Remove it; --check lists every such file"):
-            images.part(0, lambda width, height: (0, 0, width, height), (16, 16))
+            images.parts(0, [lambda width, height: (0, 0, width, height)], (16, 16))
     images = FileImageSet([tmp_path / "nowhere.jpg"], np.zeros(1, np.int64), SMALL)
     with pytest.raises(DataError, match=r"Cannot read .*nowhere.jpg: No such file"):
-        images.part(0, lambda width, height: (0, 0, width, height), (16, 16))
+        images.parts(0, [lambda width, height: (0, 0, width, height)], (16, 16))

@@ -84,7 +84,8 @@ def cut(
     pixels: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator, min_area: float
 ) -> NDArray[np.uint8]:
     images = ArrayImageSet(pixels[None], np.zeros(1, np.int64))
-    return images.part(0, lambda width, height: random_box(width, height, rng, min_area), size)
+    (view,) = images.parts(0, [lambda width, height: random_box(width, height, rng, min_area)], size)
+    return view
 
 
 def test_resized_crop_stays_inside_and_keeps_at_least_the_minimal_area() -> None:
