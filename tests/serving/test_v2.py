@@ -11,7 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.onnx_models import COLOURS, SHARPNESS, colour_model, write_colour_model
+from cbn_deploy.runtime import Preprocessing
+from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe, write_colour_model
 from tests.serving.files import BLUE, GREEN, RED
 from tests.serving.server import Server
 
@@ -169,6 +170,23 @@ def test_classification(triton: Any, images: np.ndarray, binary: bool, count: in
         assert [int(index) for index in indices] == best.tolist()
         assert list(labels) == [COLOURS[index] for index in best]
         assert_same(np.array(values, dtype=np.float64), logits[best])
+
+
+def test_large_tensors(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """Above some size bodies are read, written and packed in threads; the answers are the same."""
+    description = describe(preprocessing=Preprocessing(height=224, width=224))
+    model = colour_model(description=description, size=224, with_posterior=True)
+    server = start_server(write_colour_model(tmp_path / "large.onnx", model), "--threads", 1)
+    images = np.random.default_rng(2).random((8, 3, 224, 224), dtype=np.float32)
+    with tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        result = client.infer("large", [image_input(images)], request_compression_algorithm="deflate")
+        assert_same(result.as_numpy("logits"), expected_logits(images))
+        assert_same(result.as_numpy("posterior.stem"), expected_posterior(images))
+        outputs = [output("posterior.stem", binary_data=False)]
+        result = client.infer(
+            "large", [image_input(images[:1], binary=False)], outputs=outputs, response_compression_algorithm="gzip"
+        )
+        assert_same(result.as_numpy("posterior.stem"), expected_posterior(images[:1]))
 
 
 def test_image_files_are_decoded_and_preprocessed(triton: Any) -> None:

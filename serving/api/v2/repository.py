@@ -68,7 +68,7 @@ async def unload(request: Request, model: str, services: ServicesOf) -> Response
 
 
 async def _parameters(request: Request, services: Services) -> dict[str, Any]:
-    parameters = (await _content(request, services)).get("parameters") or {}
+    parameters = (await _content(request, services)).get("parameters", {})
     if not isinstance(parameters, dict):
         raise ApiError(400, "parameters must be an object.")
     return parameters
