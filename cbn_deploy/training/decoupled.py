@@ -137,14 +137,13 @@ class StageSwitch:
     def _freeze_features(self) -> None:
         self._model.eval()
         classifier = last_layer(self._model)
+        rescale = self._classifier == "rescale"
+        trained = {classifier.weight} if rescale else set(classifier.parameters())
         for parameter in self._model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        classifier.weight.requires_grad_(True)
-        if self._classifier != "rescale":
-            if classifier.bias is not None:
-                classifier.bias.requires_grad_(True)
-        elif self._hook is None:
+            if parameter not in trained:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        if rescale and self._hook is None:
             self._hook = classifier.weight.register_hook(  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 lambda gradient: _along(gradient, classifier.weight)
             )

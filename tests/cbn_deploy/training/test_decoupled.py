@@ -7,20 +7,30 @@ import pytest
 import torch
 
 from cbn_deploy.checkpoint import load_checkpoint
+from cbn_deploy.data import TrainingBatch
+from cbn_deploy.data.sharding import Sharding
 from cbn_deploy.errors import RecipeError
 from cbn_deploy.models import create_model
+from cbn_deploy.norm import synchronize
 from cbn_deploy.training import Progress, apply_settings, get_recipe, train
 from cbn_deploy.training.class_tables import class_weights
-from cbn_deploy.training.decoupled import StageSwitch, last_layer, stages
+from cbn_deploy.training.decoupled import StageSwitch, last_layer, stages, training_prior
+from cbn_deploy.training.descent import Descent
+from cbn_deploy.training.execution import Execution
 from cbn_deploy.training.losses import cross_entropy
 from cbn_deploy.training.metrics_log import read_metrics
 from cbn_deploy.training.optimizer import make_optimizer
+from cbn_deploy.training.ranks import Ranks
 from cbn_deploy.training.state import load_state
+from tests.ranks import run_on_ranks
+from tests.reference.tolerances import tolerance
 
 COUNTS = (40, 10, 3)
 # One epoch of representation, two of the classifier, of four steps each.
-TWO_STAGES = ["decoupled.share=0.67", "decoupled.sampling=class_balanced", "decoupled.class_weights=inverse"]
+SMALL = ["model=resnet8", "norm.components=2"]
+TWO_STAGES = [*SMALL, "decoupled.share=0.67", "decoupled.sampling=class_balanced", "decoupled.class_weights=inverse"]
 CLASSIFIER = {"fc.weight", "fc.bias"}
+KINDS = ("keep", "reset", "rescale")
 
 
 class Snapshots(Progress):
@@ -84,7 +94,7 @@ def test_the_feature_extractor_is_bit_identical_through_the_second_stage(decoupl
 
 def test_the_first_stage_is_that_of_a_shorter_run(decoupled_run, photos, tiny_recipe, tmp_path):
     """Up to the boundary nothing of the second stage is felt: its cosine ends where the first stage ends."""
-    train(apply_settings(tiny_recipe, ["epochs=1"]), photos, tmp_path)
+    train(apply_settings(tiny_recipe, [*SMALL, "epochs=1"]), photos, tmp_path)
     alone, states = load_state(tmp_path / "last.pt"), decoupled_run[1]
     for name, tensor in alone.model.items():
         assert torch.equal(tensor, states[0].model[name]), name
@@ -120,6 +130,69 @@ def test_resuming_changes_nothing(decoupled_run, photos, tiny_recipe, tmp_path, 
     resumed, whole = (load_checkpoint(path / "model.pt").state_dict for path in (tmp_path, decoupled_run[0]))
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
+
+
+def classifier_steps(kind, ranks):
+    """Network after steps of both stages, this rank's share of every batch and the others'."""
+    recipe = recipe_of("model=resnet8", "epochs=4", "decoupled.share=0.5", f"decoupled.classifier={kind}")
+    torch.manual_seed(0)
+    model = create_model(recipe.architecture(len(COUNTS)), COUNTS).double()
+    if ranks.world_size > 1:
+        synchronize(model)
+    descent = Descent(model, recipe, Execution(device=torch.device("cpu")), ranks)
+    switch = StageSwitch(recipe, model, descent.optimizer)
+    sharding = Sharding(rank=ranks.rank, world_size=ranks.world_size)
+    for epoch in (1, 2, 3):
+        stage = switch.enter(epoch)
+        descent.prepare()
+        classify = stage.classification_loss(COUNTS, epoch, torch.device("cpu"))
+        for number, size in enumerate((6, 5, 1)):
+            generator = torch.Generator().manual_seed(10 * epoch + number)
+            strong, weak = (torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+            labels = torch.randint(len(COUNTS), (size,), generator=generator)
+            (share,) = sharding.shares(size)
+            mine = slice(share.start, share.stop)
+            batch = TrainingBatch(strong[mine], weak[mine], labels[mine], len(share) / size)
+            descent.take(batch, stage.recipe, classify, 0.05)
+    return model.state_dict()
+
+
+def classifier_steps_on_rank(rank, world_size, folder):
+    states = {kind: classifier_steps(kind, Ranks.current()) for kind in KINDS}
+    torch.save(states, folder / f"{rank}.pt")
+
+
+def test_several_ranks_train_one_classifier(tmp_path):
+    run_on_ranks(classifier_steps_on_rank, 2, tmp_path)
+    for kind in KINDS:
+        alone = classifier_steps(kind, Ranks())
+        for rank in range(2):
+            together = torch.load(tmp_path / f"{rank}.pt")[kind]
+            for name, tensor in alone.items():
+                torch.testing.assert_close(together[name], tensor, **tolerance("float64 gradient"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["loss.classification=focal", "sampling=square_root"],
+        ["loss.classification=ldam", "loss.class_weights=effective_number", "loss.class_weights_from=0.5"],
+        ["loss.classification=logit_adjustment", "precision=bf16"],
+        ["loss.classification=vector_scaling", "loss.class_weights=inverse"],
+        ["loss.classification=ldam", "decoupled.share=0.5", "decoupled.classifier=reset", "model=resnet8-bn"],
+    ],
+    ids=lambda settings: settings[0].split("=")[1],
+)
+def test_every_loss_ends_in_a_model_that_knows_its_prior(photos, tiny_recipe, tmp_path, settings):
+    recipe = apply_settings(tiny_recipe, ["model=resnet8", "epochs=2", *settings])
+    result = train(recipe, photos, tmp_path)
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.description.training_prior == pytest.approx(training_prior(recipe, (14, 9, 5)))
+    is_ldam = recipe.loss.classification == "ldam"
+    assert checkpoint.architecture.cosine_scale == (30.0 if is_ldam else None)
+    assert ("fc.bias" in checkpoint.state_dict) != is_ldam
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert np.isfinite([first.loss, second.loss]).all()
 
 
 @pytest.mark.parametrize("model", ["resnet8", "resnet8-bn"])
