@@ -13,6 +13,7 @@ import pytest
 
 from cbn_deploy.runtime import Preprocessing
 from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe, write_colour_model
+from tests.reference.tolerances import tolerance
 from tests.serving.files import BLUE, GREEN, RED
 from tests.serving.server import Server
 
@@ -60,7 +61,7 @@ def output(name: str, **options: Any) -> Any:
 
 
 def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)  # a mean of 64 float32 values
+    np.testing.assert_allclose(actual, expected, **tolerance("served tensor"))
 
 
 def test_health(triton: Any) -> None:
