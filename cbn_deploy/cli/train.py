@@ -243,7 +243,7 @@ def _beside_the_paper(paper: Comparison) -> list[str]:
         named = (f"{row.method} {per_cent_as_printed(row.top1)}" for row in sorted(others, key=lambda row: -row.top1))
         lines.append(f"others: {', '.join(named)} ({others[0].source})")
     if paper.differences:
-        lines.append(f"NOT the published setting ({paper.experiment}): {'; '.join(paper.differences)}")
+        lines.insert(0, f"NOT the published setting ({paper.experiment}): {'; '.join(paper.differences)}")
     return lines
 
 

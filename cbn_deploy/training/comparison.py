@@ -17,7 +17,7 @@ from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
 __all__ = ["Comparison", "compare"]
 
 # They change no result on purpose: another seed, another place on disk, another way to the same images.
-_NEUTRAL_KEYS = ("name", "seed", "data.rho", "data.cache_mb", "data.lists", "schedule.evaluate_every")
+_NEUTRAL_KEYS = ("name", "seed", "data.cache_mb", "data.lists", "schedule.evaluate_every")
 # What Section 4.2 does not give, or what its text admits several readings of.
 _OUR_CHOICES = (
     "optimizer.weight_decay",
@@ -66,6 +66,8 @@ class Comparison:
 def compare(recipe: Recipe, class_counts: Sequence[int]) -> Comparison | None:
     """The paper's experiment on the same data that has the fewest settings different from the run's.
 
+    A recipe of the paper that was changed to an imbalance that the paper does not have is compared with itself.
+
     Args:
         recipe: the run's.
         class_counts: K training counts of the data that it was trained on.
@@ -75,16 +77,18 @@ def compare(recipe: Recipe, class_counts: Sequence[int]) -> Comparison | None:
     """
     data = _data_name(recipe)
     candidates = [experiment for experiment in EXPERIMENTS.values() if _data_name(experiment) == data]
+    if not candidates and recipe.name in EXPERIMENTS:
+        candidates = [EXPERIMENTS[recipe.name]]
     if not candidates:
         return None
     nearest = min(candidates, key=lambda other: (len(_differences(recipe, other)), other.name != recipe.name))
-    results = [result for result in published_results() if result.data == data]
+    results = [result for result in published_results() if result.data == _data_name(nearest)]
     return Comparison(
         experiment=nearest.name,
         shown_in=_places(nearest.name),
         published=tuple(result for result in results if result.experiment == nearest.name),
         others=tuple(result for result in results if result.experiment != nearest.name),
-        differences=(*_differences(recipe, nearest), *_other_images(recipe, sum(class_counts))),
+        differences=(*_differences(recipe, nearest), *_other_images(nearest, sum(class_counts))),
         choices=_choices(nearest),
     )
 
@@ -95,13 +99,17 @@ def _data_name(recipe: Recipe) -> str:
     return f"{source}/rho{rho:g}" if source in _CIFAR_CLASSES else source
 
 
+def _same_data(ours: Recipe, theirs: Recipe) -> bool:
+    return _data_name(ours) == _data_name(theirs)
+
+
 def _differences(ours: Recipe, theirs: Recipe) -> tuple[str, ...]:
     used = (ours.used_settings() | theirs.used_settings()).keys()
     short = {dotted: key for key, dotted in SHORT_KEYS.items()}
     phrases = []
     for key, (mine, other) in settings.differences(ours, theirs).items():
-        same_start = key == "init_from" and None not in (mine, other)
-        if key in used and key not in _NEUTRAL_KEYS and not same_start:
+        alike = (key == "init_from" and None not in (mine, other)) or (key == "data.rho" and _same_data(ours, theirs))
+        if key in used and key not in _NEUTRAL_KEYS and not alike:
             phrases.append(f"{short.get(key, key)} {_text(mine)} instead of {_text(other)}")
     return tuple(phrases)
 

@@ -67,6 +67,13 @@ def test_another_imbalance_is_another_column():
     assert compare(changed("cifar10-lt", "rho=20"), CIFAR10) is None
 
 
+def test_an_imbalance_that_the_paper_does_not_have_is_a_difference():
+    paper = compare(changed("cifar10-lt/rho100/cbn", "rho=20"), long_tail_counts(5000, 20, 10))
+    assert paper.experiment == "cifar10-lt/rho100/cbn"
+    assert paper.differences == ("rho 20 instead of 100", "17,023 training images instead of 12,406")
+    assert paper.published[0].top1 == 0.8412
+
+
 @pytest.mark.parametrize("name", ["digits-lt", "image-folder"])
 def test_data_that_the_paper_does_not_know_have_no_counterpart(name):
     assert compare(RECIPES[name], [10, 5]) is None

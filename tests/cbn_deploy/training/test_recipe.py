@@ -132,6 +132,13 @@ def test_every_listed_setting_can_be_typed_back(recipe):
     assert apply_settings(recipe, listed) == recipe
 
 
+def test_a_recipe_that_knows_fewer_settings_than_this_version_has_their_defaults():
+    plain = DIGITS.to_dict()
+    for key in ("init_from", "sampling", "decoupled"):
+        del plain[key]
+    assert Recipe.from_dict(plain) == DIGITS
+
+
 def test_a_recipe_from_elsewhere_is_checked():
     plain = DIGITS.to_dict()
     with pytest.raises(RecipeError, match="unknown key 'extra'"):
