@@ -22,7 +22,7 @@ def test_a_network_trained_with_ldam_can_be_exported(tmp_path):
     state = {**create_model(architecture).state_dict(), **linear.state_dict}
     del state["fc.bias"]
     save_checkpoint(tmp_path / "cosine.pt", dataclasses.replace(linear, architecture=architecture, state_dict=state))
-    export_checkpoint(tmp_path / "cosine.pt", tmp_path / "model.onnx", ExportOptions(inputs=16))
+    export_checkpoint(tmp_path / "cosine.pt", tmp_path / "model.onnx", ExportOptions(inputs=28))
     images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
     logits = open_session(tmp_path / "model.onnx").run(images).logits
     with torch.no_grad():
