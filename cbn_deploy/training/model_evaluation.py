@@ -92,7 +92,7 @@ def evaluate_model(
     _require_finite(logits, session)
     description = session.description
     prior = np.asarray(description.training_prior)
-    scaled = logits if description.temperature is None else logits.astype(np.float64) / description.temperature
+    scaled = logits if description.temperature is None else logits / description.temperature
     return ModelEvaluation(
         images=done,
         temperature=description.temperature,

@@ -39,14 +39,23 @@ class Outcomes:
         return float(-self.log_likelihood.mean())
 
 
-def judge(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> Outcomes:
-    """:class:`Outcomes` of ``logits`` (n, K) for ``labels`` (n,); the softmax is computed in float64."""
-    predicted = np.asarray(logits.argmax(axis=1), dtype=np.int64)
+def judge(
+    logits: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    shift: NDArray[np.float64] | None = None,
+) -> Outcomes:
+    """:class:`Outcomes` of ``logits`` (n, K) for ``labels`` (n,), computed in float64 a few rows at a time.
+
+    ``shift`` (K,) is added to every row, as a prior correction does; ``-inf`` excludes a class.
+    """
+    predicted = np.empty(len(labels), dtype=np.int64)
     confidence, log_likelihood = np.empty(len(labels)), np.empty(len(labels))
     for rows in row_blocks(*logits.shape):
-        log_p = log_softmax(logits[rows])
-        confidence[rows] = np.exp(_pick(log_p, predicted[rows]))
-        log_likelihood[rows] = _pick(log_p, labels[rows])
+        z = logits[rows] if shift is None else logits[rows] + shift
+        log_p = log_softmax(z)
+        predicted[rows] = z.argmax(axis=1)
+        confidence[rows] = np.exp(log_p.max(axis=1))
+        log_likelihood[rows] = np.take_along_axis(log_p, labels[rows][:, None], axis=1)[:, 0]
     return Outcomes(
         predicted=predicted, confidence=confidence, correct=predicted == labels, log_likelihood=log_likelihood
     )
@@ -83,7 +92,3 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
     size = max(1, _BLOCK_VALUES // max(columns, 1))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
-
-
-def _pick(table: NDArray[np.float64], column: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    return np.take_along_axis(table, column[:, None], axis=1)[:, 0]

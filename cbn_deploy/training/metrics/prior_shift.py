@@ -110,7 +110,7 @@ def _score(
 ) -> ShiftedScore:
     weights = (prior / np.maximum(np.bincount(labels, minlength=len(prior)), 1))[labels]
     weights = weights / weights.sum()
-    corrected = judge(correct_prior(logits, model_prior, prior), labels)
+    corrected = judge(logits, labels, correct_prior(np.zeros(len(prior)), model_prior, prior))
     return ShiftedScore(
         direction=direction,
         ratio=ratio,

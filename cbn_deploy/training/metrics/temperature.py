@@ -88,8 +88,8 @@ def calibrate(
     if temperature is None:
         return None
     truth = labels[held_out]
-    before = judge(logits[held_out] + shift, truth)
-    after = judge(logits[held_out] / temperature + shift, truth)
+    before = judge(logits[held_out], truth, shift)
+    after = judge(logits[held_out] / temperature, truth, shift)
     return Calibration(
         temperature=temperature,
         fit_images=len(fit),
