@@ -43,8 +43,8 @@ class LossConfig:
         consistency_weight: weight of L_sim (Eq. 19, or its one-path form); 0 leaves the weak view out altogether.
         class_weights: factor on the loss of each image by its class, of mean 1 over the classes: "inverse" of the
             training count, or of the "effective_number" of images (Cui et al. 2019).
-        class_weights_from: share of the epochs that pass before the class weights begin; 0.8 is the deferred
-            re-weighting of Cao et al. (2019).
+        class_weights_from: share of the epochs (with decoupled training, of the first stage's) that pass before the
+            class weights begin; 0.8 is the deferred re-weighting of Cao et al. (2019).
         effective_number_beta: beta of Cui et al.
         focal_gamma: focusing exponent of the focal loss.
         tau: factor on the log class shares that "logit_adjustment" and "vector_scaling" add to the logits.
