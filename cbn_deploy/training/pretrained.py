@@ -31,12 +31,13 @@ def load_pretrained(
     Args:
         model: made by ``create_model(architecture, class_counts)``.
         architecture: the model's.
-        path: the file.
+        path: the file; ``~`` is the home folder.
         class_counts: K training counts, for ``class_grouping="frequency"``.
 
     Raises:
         CheckpointError: missing, unreadable, more than plain tensors, or the tensors of another network.
     """
+    path = path.expanduser()
     twin = create_model(bn_twin(architecture))
     classifier = _classifier_name(twin)
     tensors = {name: value for name, value in _read(path).items() if not name.startswith(classifier)}
@@ -83,8 +84,8 @@ def _check_fit(path: Path, tensors: dict[str, Tensor], network: nn.Module, class
     wrong += [name for name, value in tensors.items() if expected.get(name) != value.shape]
     if wrong:
         raise CheckpointError(
-            f"{path} does not hold the tensors of {model} with batch norm: {wrong[0]} and {len(wrong) - 1} more do not "
-            "fit; give the file of that network."
+            f"{path} does not hold the tensors of {model} with batch norm ({len(wrong)} do not fit, the first is "
+            f"{wrong[0]}); give the file of that network."
         )
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:

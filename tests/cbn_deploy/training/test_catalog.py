@@ -8,7 +8,7 @@ from cbn_deploy.errors import RecipeError
 from cbn_deploy.models import create_model
 from cbn_deploy.training.catalog import RECIPES, find_sections, get_recipe, known_names
 from cbn_deploy.training.experiments import ALIASES, EXPERIMENTS, SECTIONS
-from cbn_deploy.training.recipe import Recipe
+from cbn_deploy.training.recipe import Recipe, apply_settings, setting_help
 
 COLUMNS = [f"cifar{classes}-lt/rho{rho}" for classes in (10, 100) for rho in (100, 50, 10)]
 CLASSES = {
@@ -56,6 +56,12 @@ def test_every_experiment_survives_a_file_and_has_an_architecture(recipe):
     assert architecture.name == recipe.model
     assert recipe.name.startswith(recipe.data.source)
     assert f"rho{recipe.data.rho}" in recipe.name or recipe.data.rho is None
+
+
+@pytest.mark.parametrize("recipe", EXPERIMENTS.values(), ids=lambda recipe: recipe.name)
+def test_every_listed_setting_can_be_typed_back(recipe):
+    listed = [f"{key}={value}" for key, value, _ in setting_help(recipe)]
+    assert apply_settings(recipe, listed) == recipe
 
 
 @pytest.mark.parametrize("name", ["sbn", "cbn", "cbn-sbn-dpl", "baseline-dt-rw", "m8"])
