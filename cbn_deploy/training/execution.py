@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +17,10 @@ from cbn_deploy.training.config import Precision
 from cbn_deploy.training.ranks import Ranks
 
 __all__ = ["Execution", "choose_device", "training_network"]
+
+# A step compiles four forms of a network (two paths, with and without gradient), and again for other batch sizes; all
+# networks of a process count together. torch's default is 8, beyond which it stops compiling.
+_RECOMPILE_LIMIT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +78,13 @@ def training_network(model: nn.Module, execution: Execution, precision: Precisio
         precision: "bf16" runs convolutions and matrix products in bfloat16; densities, statistics, weights and
             gradients of weights stay float32.
         ranks: gradients are averaged over them (DistributedDataParallel).
+
+    Raises:
+        RuntimeUnavailableError: to be compiled for the CPU without a C++ compiler.
     """
     if execution.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
-    network = _Computed(torch.compile(model) if execution.compile else model, execution, precision)
+    network = _Computed(_compiled(model, execution.device) if execution.compile else model, execution, precision)
     if ranks.world_size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
         return network
     distributed = DistributedDataParallel(network, gradient_as_bucket_view=True)
@@ -83,6 +92,17 @@ def training_network(model: nn.Module, execution: Execution, precision: Precisio
     # here, because the constructor's argument for it has changed its name between torch's versions.
     distributed.broadcast_buffers = False
     return distributed
+
+
+def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise RuntimeUnavailableError(
+            f"--compile needs a C++ compiler and {compiler} was not found; install it, set CXX, or leave --compile out."
+        )
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model)
+    return compiled
 
 
 class _Computed(nn.Module):

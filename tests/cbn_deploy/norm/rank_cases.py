@@ -92,8 +92,8 @@ def step(case: Case, rank: int = 0, *, local: bool = False, whole: bool = False)
     x = strong[share].clone().requires_grad_()
     for turn in range(2):
         with torch.no_grad():
-            forward_weak = _both_paths(model, weak[share], labels[share], case)
-        logits = _both_paths(model, x, labels[share], case)
+            forward_weak = both_paths(model, weak[share], labels[share], case)
+        logits = both_paths(model, x, labels[share], case)
         loss = nn.functional.cross_entropy(logits[0], labels[share], reduction="sum") / 8
         loss = loss + (logits[0] * logits[-1]).sum() / 8 + (logits[-1] - forward_weak[0]).square().sum() / 8
         loss.backward()
@@ -106,7 +106,8 @@ def step(case: Case, rank: int = 0, *, local: bool = False, whole: bool = False)
     return found | {f"buffer {name}": buffer for name, buffer in model.named_buffers()}
 
 
-def _both_paths(model: nn.Module, x: Tensor, labels: Tensor, case: Case) -> list[Tensor]:
+def both_paths(model: nn.Module, x: Tensor, labels: Tensor, case: Case) -> list[Tensor]:
+    """Logits of the compound path and, but for plain batch norm, of the split path."""
     compound = model(x)
     if case.config is None:
         return [compound]

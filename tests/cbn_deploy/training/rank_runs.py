@@ -34,28 +34,32 @@ STEPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def some_steps(name: str, ranks: Ranks) -> dict[str, Tensor]:
+def some_steps(
+    name: str, ranks: Ranks, execution: Execution | None = None, settings: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
     """State dict of a network after a few steps of this rank and the others, and the averages that were logged."""
-    recipe = apply_settings(RECIPES["image-folder"], [*BASE, *STEPS[name]])
+    recipe = apply_settings(RECIPES["image-folder"], [*BASE, *STEPS[name], *settings])
     torch.manual_seed(0)
-    model = create_model(recipe.architecture(len(COUNTS)), COUNTS).double().train()
+    model = create_model(recipe.architecture(len(COUNTS)), COUNTS).train()
+    dtype = torch.float64 if recipe.precision == "fp32" else torch.float32
+    model.to(dtype)
     if ranks.world_size > 1:
         synchronize(model)
-    descent = Descent(model, recipe, Execution(device=torch.device("cpu")), ranks)
+    descent = Descent(model, recipe, execution or Execution(device=torch.device("cpu")), ranks)
     descent.prepare()
     averages = EpochAverages(ranks)
     classify = classification_loss(recipe.loss, COUNTS)
     for number, size in enumerate(SIZES):
-        for portion in _portions(recipe, number, size, ranks):
+        for portion in _portions(recipe, number, size, ranks, dtype):
             averages.add(descent.take(portion, recipe, classify, 0.05), portion.labels)
     assert averages.images == sum(SIZES)
     logged = torch.tensor([averages.loss, averages.classification, averages.accuracy], dtype=torch.float64)
     return {"logged": logged, **model.state_dict()}
 
 
-def _portions(recipe: Recipe, number: int, size: int, ranks: Ranks) -> list[TrainingBatch]:
+def _portions(recipe: Recipe, number: int, size: int, ranks: Ranks, dtype: torch.dtype) -> list[TrainingBatch]:
     generator = torch.Generator().manual_seed(number)
-    strong, weak = (torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    strong, weak = (torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
     labels = torch.randint(len(COUNTS), (size,), generator=generator)
     sharding = Sharding(rank=ranks.rank, world_size=ranks.world_size, accumulate=recipe.schedule.accumulate)
     shares = [slice(share.start, share.stop) for share in sharding.shares(size)]
