@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,9 +68,6 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
 class EncodedImage:
     """An image file whose header was read and found acceptable; :meth:`decode` it once.
 
-    Attributes:
-        size: width and height of the upright image, in pixels.
-
     Raises:
         ImageTooLargeError: more bytes, pixels or frames than allowed.
         UnsupportedImageError: not a JPEG, PNG, WebP or BMP.
@@ -79,7 +78,20 @@ class EncodedImage:
         limits = limits or ImageLimits()
         self._image = _open(content, limits)
         _check_header(self._image, content, limits)
-        self.size = upright_size(self._image)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright image, in pixels. Takes the header; of a PNG, which may name its orientation
+        behind the pixels, all.
+
+        Raises:
+            CorruptImageError: a truncated or damaged PNG.
+            ImageTooLargeError: memory does not suffice.
+        """
+        if self._image.format == "PNG":
+            with self._decoding():
+                self._image.load()
+        return upright_size(self._image)
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """RGB and upright; see :func:`decode_image`.
@@ -93,15 +105,20 @@ class EncodedImage:
             ImageTooLargeError: memory does not suffice.
         """
         image = self._image
-        try:
+        with self._decoding():
             if reduction > 1 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
             image.load()
             return to_rgb(upright(image))
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        try:
+            yield
         except MemoryError as error:
             raise ImageTooLargeError("The image needs more memory than there is; send a smaller one.") from error
         except Exception as error:  # a damaged file can raise nearly anything in a decoder
-            raise CorruptImageError(f"The {image.format} image is truncated or damaged.") from error
+            raise CorruptImageError(f"The {self._image.format} image is truncated or damaged.") from error
 
 
 def _open(content: bytes, limits: ImageLimits) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cbn_deploy.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import ImageLimits, decode_image, preprocess, resize
+from cbn_deploy.runtime.preprocessing import EncodedImage, ImageLimits, decode_image, preprocess, resize
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -141,6 +141,25 @@ def test_a_cut_file_is_refused_unless_all_pixels_are_there(kind: str) -> None:
         assert np.array_equal(np.asarray(image), whole), f"{length} of {len(content)} bytes"
         complete += 1
     assert complete <= 20, "only checksums and an end marker may be missing"
+
+
+def test_damaged_pixels_are_noticed_whether_or_not_the_size_was_asked_for_first() -> None:
+    content = bytearray(encoded(noise(), "PNG"))
+    content[len(content) // 2] ^= 0xFF
+    with pytest.raises(CorruptImageError):
+        decode_image(bytes(content))
+    image = EncodedImage(bytes(content))
+    with pytest.raises(CorruptImageError):
+        assert image.size
+
+
+def test_the_size_of_the_upright_image_is_known_before_decoding() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for kind in ("PNG", "JPEG", "WEBP"):
+        image = EncodedImage(encoded(gradient(size=(40, 20)), kind, exif=exif))
+        assert image.size == (20, 40)
+        assert image.decode().size == (20, 40)
 
 
 def test_a_jpeg_cannot_promise_more_pixels_than_its_bytes_can_hold() -> None:
