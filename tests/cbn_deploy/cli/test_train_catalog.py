@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cbn_deploy.checkpoint import load_checkpoint
 from cbn_deploy.cli import train as command
+from cbn_deploy.models import ArchitectureConfig, create_model
+from tests.cbn_deploy.data import published_trees as trees
 from tests.checkpoints import digit_pixels
 from tests.tiny_runs import one_thread
 
@@ -92,10 +95,6 @@ def test_experiments_run_from_the_command_line(cbn_train, small_cifar, tmp_path,
 
 
 def test_a_run_starts_from_given_weights_and_resumes_without_them(cbn_train, small_cifar, tmp_path):
-    import torch
-
-    from cbn_deploy.models import ArchitectureConfig, create_model
-
     weights, out = tmp_path / "weights.pth", tmp_path / "out"
     torch.save(create_model(ArchitectureConfig(name="resnet8-bn", num_classes=7)).state_dict(), weights)
     arguments = ["cifar10-lt/rho10/cbn", "--data", small_cifar, "--out", out, "--set", "model=resnet8"]
@@ -170,3 +169,30 @@ def test_mistakes_get_one_sentence(cbn_train, monkeypatch, tmp_path, arguments, 
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "figure"),
+    [
+        ("imagenet-lt/cbn-sbn-dpl", trees.imagenet_rows, "57.4 % (Table 5"),
+        ("places-lt/cbn-sbn-dpl", trees.places_v2_rows, "42.7 % (Table 6"),
+        ("inaturalist2018/baseline", trees.inaturalist_rows, "our control"),
+    ],
+)
+def test_the_large_sets_run_on_their_lists(cbn_train, tmp_path, recipe, rows, figure):
+    source, data, weights = recipe.split("/")[0], tmp_path / "data", tmp_path / "weights.pth"
+    trees.write_images(data, rows())
+    trees.write_lists(data, source, rows())
+    torch.save(create_model(ArchitectureConfig(name="resnet8-bn", num_classes=1000)).state_dict(), weights)
+    model = "resnet8-bn" if recipe.endswith("baseline") else "resnet8"
+    settings = [f"model={model}", "data.image_size=32", "data.resize_shorter=36", "batch_size=4", "epochs=1"]
+    settings += [f"init_from={weights}"] if source == "places-lt" else []
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    with one_thread():
+        code, out, err = cbn_train(recipe, "--data", data, "--out", tmp_path / "out", *arguments)
+    assert (code, err) == (0, "")
+    assert figure in out
+    assert "training images instead of" in out
+    assert ("from weights.pth" in out) == (source == "places-lt")
+    choices = json.loads((tmp_path / "out" / "report.json").read_text())["comparison"]["choices"]
+    assert any(choice.startswith("epochs=") for choice in choices)
