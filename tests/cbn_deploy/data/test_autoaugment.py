@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cbn_deploy.data.autoaugment import CIFAR10_POLICY, OPERATIONS, autoaugment
 
@@ -165,3 +168,31 @@ def test_as_many_numbers_are_drawn_whatever_happens(pixels: NDArray[np.uint8]) -
         autoaugment(Image.fromarray(pixels), rng, FILL)
         plain.random(5)
         assert rng.random() == plain.random()
+
+
+PILLOW: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "autocontrast": lambda image, _: ImageOps.autocontrast(image),
+    "equalize": lambda image, _: ImageOps.equalize(image),
+    "invert": lambda image, _: ImageOps.invert(image),
+    "posterize": lambda image, level: ImageOps.posterize(image, 8 - round(4 * abs(level))),
+    "solarize": lambda image, level: ImageOps.solarize(image, round(255 * (1 - abs(level)))),
+}
+
+
+@pytest.mark.parametrize("name", PILLOW)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    limits=st.tuples(st.integers(0, 255), st.integers(0, 255)),
+    flat=st.booleans(),
+    level=st.integers(-9, 9).map(lambda tenth: tenth / 9),
+)
+def test_tables_are_those_of_pillow(
+    name: str, seed: int, size: tuple[int, int], limits: tuple[int, int], flat: bool, level: float
+) -> None:
+    pixels = np.random.default_rng(seed).integers(min(limits), max(limits) + 1, (*size, 3)).astype(np.uint8)
+    if flat:
+        pixels[..., 1] = 200
+    image = Image.fromarray(pixels)
+    ours = np.asarray(OPERATIONS[name](image, level, (0, 0, 0)))
+    np.testing.assert_array_equal(ours, np.asarray(PILLOW[name](image, level)))
