@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["tables"]
 
+_Item = TypeVar("_Item")
+
+_SHOWN_CLASSES = 100
 _SHOWN_LAYERS = 8
 
 
@@ -43,7 +46,11 @@ def _per_class(result: ModelEvaluation, description: ModelDescription, info: Ses
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("ECE", justify="right")
     counts, scores = description.class_counts, result.scores
-    for k in sorted(range(len(counts)), key=lambda k: (-counts[k], k)):
+    order = sorted(range(len(counts)), key=lambda k: (-counts[k], k))
+    first, left_out, last = _ends(order, _SHOWN_CLASSES)
+    for k in first + last:
+        if left_out and k == last[0]:
+            table.add_row(f"... {left_out} more, all in --json")
         table.add_row(
             escape(description.class_names[k]),
             str(counts[k]),
@@ -62,11 +69,11 @@ def _mixture(result: ModelEvaluation) -> Table:
     table.add_column("pixel entropy", justify="right")
     table.add_column("dead", justify="right")
     table.add_column("each Gaussian's share of the pixels")
-    layers = list(result.mixture.items())
-    shown = layers if len(layers) <= _SHOWN_LAYERS else layers[: _SHOWN_LAYERS - 1] + layers[-1:]
-    for layer, use in shown:
-        if use is shown[-1][1] and len(shown) < len(layers):
-            table.add_row(f"... {len(layers) - len(shown)} more, all in --json")
+    first, left_out, last = _ends(list(result.mixture), _SHOWN_LAYERS)
+    for layer in first + last:
+        if left_out and layer == last[0]:
+            table.add_row(f"... {left_out} more, all in --json")
+        use = result.mixture[layer]
         shares = "  ".join(f"{share:.0%}" for share in use.occupancy)
         table.add_row(escape(layer), f"{use.pixel_entropy:.2f}", f"{use.dead} of {len(use.occupancy)}", shares)
     entropies = [use.pixel_entropy for use in result.mixture.values()]
@@ -123,6 +130,14 @@ def _summary(result: ModelEvaluation) -> Text:
         f"medium {_percent(scores.medium_ece)}, few {_percent(scores.few_ece)}; class-wise "
         f"{scores.classwise_ece:.2%}), negative log-likelihood {scores.nll:.4f}{carried}"
     )
+
+
+def _ends(items: list[_Item], limit: int) -> tuple[list[_Item], int, list[_Item]]:
+    """The first ones, how many are left out, the last ones: ``limit`` in all, or everything if that is less."""
+    if len(items) <= limit:
+        return items, 0, []
+    half = limit // 2
+    return items[:half], len(items) - 2 * half, items[-half:]
 
 
 def _percent(fraction: float | None) -> str:

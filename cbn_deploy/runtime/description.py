@@ -131,6 +131,8 @@ class ModelDescription:
                 f"class_names, class_counts and training_prior must have one entry a class, got {classes}, "
                 f"{len(self.class_counts)} and {len(self.training_prior)}"
             )
+        if not all(0 <= share < math.inf for share in self.training_prior) or sum(self.training_prior) <= 0:
+            raise ValueError("training_prior must be numbers of at least 0, not all 0")
         if self.temperature is not None and not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
         for group, energies in self.energy_quantiles.items():
