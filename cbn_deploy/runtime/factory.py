@@ -28,7 +28,12 @@ _PACKAGES: dict[RuntimeName, tuple[str, str]] = {
 
 
 def open_session(
-    path: Path | str, runtime: RuntimeName = "auto", threads: int | None = None, *, with_posteriors: bool = False
+    path: Path | str,
+    runtime: RuntimeName = "auto",
+    threads: int | None = None,
+    *,
+    with_posteriors: bool = False,
+    spin: bool = True,
 ) -> Session:
     """Load a model file into a :class:`Session`.
 
@@ -40,6 +45,8 @@ def open_session(
             one setting of the whole process, torch's own setting is left alone.
         with_posteriors: also return the posteriors of a ``.pt``'s mixture layers. Of an exported file, whose outputs
             are what they are, this changes nothing.
+        spin: of onnxruntime on the CPU, whether its threads wait busily for each other: right for one run after
+            another, wrong for a server, whose event loop and decoding need the CPUs meanwhile.
 
     Raises:
         ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
@@ -53,7 +60,7 @@ def open_session(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     chosen = _by_suffix(path) if runtime == "auto" else runtime
-    opener = _opener(chosen, with_posteriors)
+    opener = _opener(chosen, with_posteriors, spin)
     return opener(path, threads)
 
 
@@ -76,12 +83,12 @@ def _by_suffix(path: Path) -> RuntimeName:
         ) from None
 
 
-def _opener(runtime: RuntimeName, with_posteriors: bool) -> Callable[[Path, int | None], Session]:
+def _opener(runtime: RuntimeName, with_posteriors: bool, spin: bool) -> Callable[[Path, int | None], Session]:
     try:
         if runtime == "onnxruntime":
             from cbn_deploy.runtime.onnxruntime_session import OnnxRuntimeSession
 
-            return OnnxRuntimeSession
+            return partial(OnnxRuntimeSession, spin=spin)
         if runtime == "onnxruntime-cuda":
             from cbn_deploy.runtime.onnxruntime_cuda_session import OnnxRuntimeCudaSession
 

@@ -62,12 +62,12 @@ class OnnxRuntimeSession(ProviderSession):
         ModelFileError: the file is missing, damaged, does not describe itself or has the wrong inputs or outputs.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, *, spin: bool = True) -> None:
         file = read_onnx_file(path)
         threads = threads or available_cpus()
         library = native_library() if OP_DOMAIN in file.domains else None
         self._instruction_set = None if library is None else library.instruction_set
-        session, self._block = _load(file.path, file.content, threads, library)
+        session, self._block = _load(file.path, file.content, threads, library, spin)
         super().__init__(file, session, threads)
 
     def describe(self) -> SessionInfo:
@@ -84,23 +84,27 @@ class OnnxRuntimeSession(ProviderSession):
         )
 
 
-def _load(path: Path, content: bytes, threads: int, library: NativeLibrary | None) -> tuple[Any, int | None]:
+def _load(
+    path: Path, content: bytes, threads: int, library: NativeLibrary | None, spin: bool
+) -> tuple[Any, int | None]:
     try:
         if library is None:
-            options = session_options(threads, None)
+            options = session_options(threads, None, spin)
             return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]), None
-        return _load_fused(content, lambda: session_options(threads, library))
+        return _load_fused(content, lambda: session_options(threads, library, spin))
     except Exception as error:  # onnxruntime's exceptions share no public base class
         reason = " ".join(str(error).split())
         raise ModelFileError(f"onnxruntime cannot load {path}: {reason}") from error
 
 
-def session_options(threads: int, library: NativeLibrary | None) -> Any:
-    """SessionOptions for ``threads`` threads, with the kernels of ``library``."""
+def session_options(threads: int, library: NativeLibrary | None, spin: bool = True) -> Any:
+    """SessionOptions for ``threads`` threads, which ``spin`` or sleep between their tasks; kernels of ``library``."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what fails is raised; onnxruntime would print it as well
     if library is not None:
         # Its kernels take precedence over the op's body in the file.
