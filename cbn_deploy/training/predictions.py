@@ -1,4 +1,4 @@
-"""From a model or a session to the arrays that :mod:`cbn_deploy.training.evaluation` takes."""
+"""From a model to the arrays that :mod:`cbn_deploy.training.evaluation` takes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cbn_deploy.runtime import Session
 from cbn_deploy.training.ranks import Ranks
 
-__all__ = ["Predictions", "gather_predictions", "predict", "predict_with_session"]
+__all__ = ["Predictions", "gather_predictions", "predict"]
 
 Predictions = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -33,11 +32,6 @@ def gather_predictions(ranks: Ranks, own: Predictions | None) -> Predictions | N
     """Those of all ranks, joined on the first, ``None`` elsewhere; ``own`` is ``None`` on a rank without images."""
     parts = ranks.to_first(own)
     return None if parts is None else _gather(part for part in parts if part is not None)
-
-
-def predict_with_session(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
-    """The same through any runtime."""
-    return _gather((session.run(images.numpy()).logits, labels.numpy()) for images, labels in batches)
 
 
 def _gather(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Predictions:
