@@ -1,4 +1,4 @@
-"""From logits to an answer: the prior that a client asks for, the ranking and the energy score.
+"""From logits to an answer: the prior that a client asks for, and the ranking.
 
 Probabilities and the equation of the prior correction are in ``cbn_deploy.runtime.probabilities``. For a model whose
 logits already stand for a uniform prior (a balanced softmax), ``prior=uniform`` changes nothing and ``prior=train``
@@ -18,7 +18,7 @@ from cbn_deploy.runtime import ModelDescription
 from cbn_deploy.runtime.description import ShotGroup
 from cbn_deploy.runtime.probabilities import log_softmax
 
-__all__ = ["RankedLabel", "energy", "parse_prior", "rank"]
+__all__ = ["RankedLabel", "parse_prior", "rank"]
 
 _SUM_TOLERANCE = 1e-6  # rounding of decimal fractions that a client sums to one
 
@@ -31,16 +31,6 @@ class RankedLabel:
     index: int
     probability: float
     shot_group: ShotGroup
-
-
-def energy(logits: NDArray[np.floating[Any]]) -> float:
-    """Energy score ``-logsumexp(z)`` of one image's logits (K,): low where the model knows the image, high elsewhere.
-
-    Always of the model's own logits: a prior says which classes to expect, not how familiar an image looks.
-    """
-    z = np.asarray(logits, dtype=np.float64)
-    peak = z.max()
-    return float(-(peak + np.log(np.exp(z - peak).sum())))
 
 
 def rank(logits: NDArray[np.floating[Any]], description: ModelDescription, top_k: int) -> list[RankedLabel]:
@@ -87,7 +77,7 @@ def _json_object(text: str) -> dict[str, Any]:
     except (orjson.JSONDecodeError, RecursionError):
         value = None
     if not isinstance(value, dict) or not value:
-        raise ValueError('prior must be train, uniform or a JSON object such as {"cat": 0.7, "dog": 0.3}')
+        raise ValueError('prior must be train, uniform, estimate or a JSON object such as {"cat": 0.7, "dog": 0.3}')
     return value
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.explain import LayerMap
 from serving.models import ModelState
 from serving.ranking import RankedLabel
 
 __all__ = [
+    "AppliedPrior",
     "ClassifyQuery",
     "ClassifyResponse",
+    "Explanation",
     "ImageResult",
+    "LegendEntry",
     "ModelList",
     "ModelSummary",
     "Timing",
@@ -32,13 +36,54 @@ class ClassifyQuery(BaseModel):
     timeout: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Seconds for the answer; at most the server's own limit."
     )
-    top_k: int = Field(default=5, ge=1, description="How many labels to return; all, if there are fewer.")
+    top_k: int = Field(default=5, ge=1, le=1_000_000, description="How many labels to return; all, if there are fewer.")
     prior: str | None = Field(
         default=None,
-        description="The class frequencies to expect: train (those of the training set), uniform, or a JSON object of "
-        "label -> probability; labels it leaves out share the rest. Default: the model's own assumption.",
+        max_length=65_536,
+        description="The class frequencies to expect: train (those of the training set), uniform, estimate (those of "
+        "the images that this model was sent last, once there are enough), or a JSON object of label -> probability; "
+        "labels it leaves out share the rest. Default: the model's own assumption.",
     )
-    explain: bool = Field(default=False, description="Return each layer's component occupancy.")
+    reject: str | None = Field(
+        default=None,
+        pattern=r"^(true|false|0?\.[0-9]{1,9})$",
+        description="Judge whether an image is like those that the model knows: true, or the share of familiar images "
+        "that may be rejected, above 0 and at most 0.5. true is 0.05.",
+    )
+    explain: bool = Field(
+        default=False,
+        description="Return which Gaussian claims which pixel: each layer's component occupancy, and a picture of it.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Which Gaussian claims which pixel, layer by layer: PNG files in base64, all of one size."""
+
+    height: int
+    width: int
+    maps: list[LayerMap]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """The colour of a Gaussian where it is certain; it turns to grey where it is not."""
+
+    component: int
+    colour: Annotated[str, Field(description="#rrggbb")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedPrior:
+    """The class frequencies that the probabilities assume, where a client asked for any."""
+
+    kind: Literal["train", "uniform", "labels", "estimate"]
+    applied: Annotated[
+        bool, Field(description="False: too few images for an estimate; the model's own assumption holds.")
+    ]
+    images: Annotated[int | None, Field(description="Of an estimate: how many images it rests on.")]
+    needed: Annotated[int | None, Field(description="Of an estimate: how many images it takes.")]
+    probabilities: Annotated[dict[str, float] | None, Field(description="Of an estimate: label -> frequency.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +92,14 @@ class ImageResult:
 
     predictions: list[RankedLabel]
     energy: Annotated[float, Field(description="-logsumexp of the logits: the higher, the less familiar the image.")]
+    energy_threshold: Annotated[float | None, Field(description="With reject: the energy that may not be exceeded.")]
+    rejected: Annotated[bool | None, Field(description="With reject: whether the image is too unlike known ones.")]
+    reject_reason: Annotated[str | None, Field(description="Why, if it is.")]
     occupancy: Annotated[
         dict[str, list[float]] | None,
         Field(description="With explain: layer -> the share of its pixels that each Gaussian claims (sums to 1)."),
     ]
+    explanation: Annotated[Explanation | None, Field(description="With explain: pictures of the layers.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +109,7 @@ class Timing:
     decode_ms: float
     queue_ms: float
     inference_ms: float
+    batch_size: Annotated[int, Field(description="Images that ran together, those of other requests included.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +119,9 @@ class ClassifyResponse:
     model: str
     version: str
     results: list[ImageResult]
+    calibrated: Annotated[bool, Field(description="Whether a temperature makes the probabilities calibrated.")]
+    prior: AppliedPrior | None
+    legend: Annotated[list[LegendEntry] | None, Field(description="With explain: the colours of the Gaussians.")]
     timing: Timing
     request_id: str
 
@@ -86,6 +139,8 @@ class ModelSummary:
     input_height: int
     input_width: int
     explains: Annotated[bool, Field(description="Whether explain works: exported with --with-posterior.")]
+    rejects: Annotated[bool, Field(description="Whether reject works: the file has the energies of known images.")]
+    calibrated: Annotated[bool, Field(description="Whether the file has a temperature.")]
     runtime: str
     runtime_version: str
     kernel_path: str

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Query, Request
-from numpy.typing import NDArray
 
 from cbn_deploy.runtime import Prediction
-from cbn_deploy.runtime.probabilities import correct_prior
+from serving.api.answers import image_results, legend
+from serving.api.parameters import applied_prior, check_query, with_estimate
 from serving.api.schemas import (
     ClassifyQuery,
     ClassifyResponse,
-    ImageResult,
     ModelList,
     ModelSummary,
     Timing,
@@ -26,7 +24,6 @@ from serving.connection import while_connected
 from serving.errors import ApiError
 from serving.images import read_images
 from serving.models import ServedModel
-from serving.ranking import energy, parse_prior, rank
 from serving.responses import JsonResponse
 from serving.services import Services, ServicesOf
 
@@ -70,9 +67,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
     """Rank the labels of one or several images, sent as the parts `image` of a form, or one image as the body."""
     model = services.registry.get(query.model, query.version)
     with services.admission.admit(model):
-        prior = _target_prior(query.prior, model)
-        if query.explain and not model.components:
-            raise ApiError(422, f"explain: {model.name} returns no posteriors; export it with --with-posterior.")
+        choices = check_query(query, model)
         images = await read_images(request, services.settings, services.decoder)
         limit = min(query.timeout or math.inf, services.settings.timeout)
         try:
@@ -80,13 +75,20 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
                 prediction, timing = await asyncio.wait_for(_classify(images, model, services), limit)
         except asyncio.TimeoutError:
             raise ApiError(504, f"No answer within {limit:g} seconds; send fewer images.") from None
+        recent = None if choices.prior_kind != "estimate" else await services.decoder.run(model.traffic.prior.estimate)
+        choices = with_estimate(choices, recent)
+        arguments = prediction, model.description, choices
+        results = await services.decoder.run(image_results, *arguments) if query.explain else image_results(*arguments)
     services.metrics.images.labels(model=model.name).inc(len(images))
     request.state.log.update(model=model.name, images=len(images))
     return JsonResponse(
         ClassifyResponse(
             model=model.name,
             version=model.version,
-            results=[_result(prediction, index, model, prior, query) for index in range(len(images))],
+            results=results,
+            calibrated=model.description.temperature is not None,
+            prior=applied_prior(choices, recent, model.description.class_names),
+            legend=legend(max(model.components.values())) if query.explain else None,
             timing=timing,
             request_id=request.state.request_id,
         )
@@ -101,38 +103,8 @@ async def _classify(images: list[bytes], model: ServedModel, services: Services)
     stages = {"decode": decoded, "queue": timed.queue_seconds, "inference": timed.inference_seconds}
     for stage, seconds in stages.items():
         services.metrics.stage_seconds.labels(model=model.name, stage=stage).observe(seconds)
-    return timed.prediction, Timing(**{f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in stages.items()})
-
-
-def _target_prior(text: str | None, model: ServedModel) -> NDArray[np.float64] | None:
-    if text is None:
-        return None
-    try:
-        return parse_prior(text, model.description)
-    except ValueError as error:
-        raise ApiError(422, f"{error}.") from error
-
-
-def _result(
-    prediction: Prediction, index: int, model: ServedModel, prior: NDArray[np.float64] | None, query: ClassifyQuery
-) -> ImageResult:
-    logits: NDArray[np.floating[Any]] = prediction.logits[index]
-    corrected = logits
-    if prior is not None:
-        corrected = correct_prior(logits, np.asarray(model.description.training_prior), prior)
-    return ImageResult(
-        predictions=rank(corrected, model.description, query.top_k),
-        energy=energy(logits),
-        occupancy=_occupancy(prediction, index) if query.explain else None,
-    )
-
-
-def _occupancy(prediction: Prediction, index: int) -> dict[str, list[float]]:
-    """Layer -> the mean over pixels of each component's posterior (M,)."""
-    return {
-        layer: posterior[index].reshape(posterior.shape[1], -1).mean(axis=1, dtype=np.float64).tolist()
-        for layer, posterior in prediction.posteriors.items()
-    }
+    milliseconds = {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in stages.items()}
+    return timed.prediction, Timing(**milliseconds, batch_size=timed.batch_size)
 
 
 def _summary(model: ServedModel) -> ModelSummary:
@@ -147,6 +119,8 @@ def _summary(model: ServedModel) -> ModelSummary:
         input_height=description.preprocessing.height,
         input_width=description.preprocessing.width,
         explains=bool(model.components),
+        rejects=bool(description.energy_quantiles),
+        calibrated=description.temperature is not None,
         runtime=model.info.runtime,
         runtime_version=model.info.version,
         kernel_path=model.info.kernel_path,

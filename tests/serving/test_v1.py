@@ -46,15 +46,19 @@ def test_the_whole_answer(server: Server) -> None:
     answer = response.json()
     assert response.headers["x-request-id"] == answer["request_id"] == "my-request.1"
     assert answer["model"] == "colours"
-    assert set(answer["timing"]) == {"decode_ms", "queue_ms", "inference_ms"}
-    assert all(milliseconds >= 0 for milliseconds in answer["timing"].values())
+    timing = answer["timing"]
+    assert set(timing) == {"decode_ms", "queue_ms", "inference_ms", "batch_size"}
+    assert timing.pop("batch_size") == 1
+    assert all(milliseconds >= 0 for milliseconds in timing.values())
+    assert (answer["calibrated"], answer["prior"], answer["legend"]) == (False, None, None)
     (result,) = answer["results"]
     assert [line["shot_group"] for line in result["predictions"]] == ["many", "medium", "few"]
     assert [COLOURS[line["index"]] for line in result["predictions"]] == [
         line["label"] for line in result["predictions"]
     ]
     assert sum(line["probability"] for line in result["predictions"]) == pytest.approx(1.0)
-    assert result["occupancy"] is None
+    for asked_for in ("occupancy", "explanation", "rejected", "reject_reason", "energy_threshold"):
+        assert result[asked_for] is None
 
 
 def test_top_k(server: Server) -> None:
