@@ -205,10 +205,12 @@ class FileImageSet(ImageSet):
         """
         with self._named(index):
             content = _read(self.paths[index])
-            width, height = EncodedImage(content).size
+            encoded = EncodedImage(content)
+            width, height = encoded.size
             boxes = [choose(width, height) for choose in choices]
             reductions = [_reduction(box, size) for box in boxes]
-            decoded = {reduction: EncodedImage(content).decode(reduction) for reduction in set(reductions)}
+            decoded = {reductions[0]: encoded.decode(reductions[0])}
+            decoded |= {r: EncodedImage(content).decode(r) for r in reductions if r not in decoded}
         parts = []
         for (left, top, right, bottom), reduction in zip(boxes, reductions, strict=True):
             image = decoded[reduction]
