@@ -153,5 +153,6 @@ def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(photos, tmp_path, workers
     assert load_state(tmp_path / "last.pt").epoch >= 1
     sentence = err.strip().splitlines()[-1]
     assert f"of 40 epochs are saved. Go on with: cbn-train image-folder --data {photos} --out {tmp_path}" in sentence
-    assert sentence.endswith("--set epochs=40 --workers 1 --resume" if workers == "1" else "--set epochs=40 --resume")
+    options = "--workers 1 --threads 1" if workers == "1" else "--threads 1"
+    assert sentence.endswith(f"--set epochs=40 {options} --resume")
     assert "Traceback" not in err
