@@ -168,17 +168,16 @@ class ListReport:
     def render(self, console: Console) -> None:
         """Print lists, counts and problems."""
         table = Table(title=f"{escape(self.name)} in {escape(self.root)}: {len(self.class_names)} classes")
-        for column in ("list", "images", "published"):
-            table.add_column(column, justify="left" if column == "list" else "right")
-        table.add_column("files", overflow="fold")
-        for column in ("missing", "empty", "sampled", "unreadable"):
+        table.add_column("list", no_wrap=True)
+        for column in ("images", "published", "missing", "empty", "sampled", "damaged"):
             table.add_column(column, justify="right")
         for s in self.splits:
-            counts = (s.missing.count, s.empty.count, s.sampled, len(s.unreadable))
-            table.add_row(
-                escape(s.source), f"{s.lines:,}", f"{s.published_lines:,}", escape(s.layout), *map(str, counts)
-            )
+            counts = (s.lines, s.published_lines, s.missing.count, s.empty.count, s.sampled, len(s.unreadable))
+            table.add_row(escape(s.source), *(f"{count:,}" for count in counts))
         console.print(table)
+        for layout in dict.fromkeys(s.layout for s in self.splits):
+            lists = ", ".join(s.source for s in self.splits if s.layout == layout)
+            console.print(f"files lie {escape(layout)}: {escape(lists)}")
         rho = "undefined" if self.rho is None else f"{self.rho:.1f}"
         shots = ", ".join(f"{count} {group}" for group, count in self.shots.items())
         console.print(

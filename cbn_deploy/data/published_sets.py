@@ -28,7 +28,7 @@ class Layout:
     """One way in which the images lie on disk.
 
     Attributes:
-        name: for people, such as "train/CLASS/FILE".
+        name: for people, such as "in train/CLASS/FILE".
         place: (path as listed, class name) -> path in this layout; a path that it cannot place stays as it is.
     """
 
@@ -127,7 +127,7 @@ IMAGENET_LT = PublishedSet(
     classes=1000,
     folders=("ImageNet_LT",),
     class_name=_folder,
-    layouts=(AS_LISTED, Layout("val/FILE", _flat_validation)),
+    layouts=(AS_LISTED, Layout("in val/FILE", _flat_validation)),
 )
 
 PLACES_LT = PublishedSet(
@@ -141,8 +141,8 @@ PLACES_LT = PublishedSet(
     class_name=_places_class,
     layouts=(
         AS_LISTED,
-        Layout("train/CLASS/FILE and val/CLASS/FILE", _places_by_class),
-        Layout("data_256/LETTER/CLASS/FILE and val_256/FILE", _places_by_letter),
+        Layout("in train/CLASS/FILE and val/CLASS/FILE", _places_by_class),
+        Layout("in data_256/LETTER/CLASS/FILE and val_256/FILE", _places_by_letter),
     ),
 )
 

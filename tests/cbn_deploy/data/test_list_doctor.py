@@ -71,7 +71,7 @@ def test_counts_are_compared_with_the_published_ones(tmp_path: Path) -> None:
     )
     assert progress == [(done, 20) for done in range(1, 21)]
     text = render(report)
-    assert "as listed" in text
+    assert "files lie as listed: Places_LT_train.txt, Places_LT_val.txt, Places_LT_test.txt" in text
     assert "rho (largest / smallest class): 3.0" in text
     assert all(f"Problem: {sentence}" in text.replace("\n", " ") for sentence in report.problems[3:])
 
@@ -92,9 +92,11 @@ def test_the_layout_that_was_found_is_named(tmp_path: Path) -> None:
     trees.write_images(tmp_path, trees.places_v2_rows())
     trees.write_lists(tmp_path, "places-lt", trees.places_rows())
     report = check(tmp_path)
-    assert {split.layout for split in report.splits} == {"data_256/LETTER/CLASS/FILE and val_256/FILE"}
+    assert {split.layout for split in report.splits} == {"in data_256/LETTER/CLASS/FILE and val_256/FILE"}
     assert problems(report) == []
-    assert "data_256/LETTER/CLASS/FILE" in render(report)
+    assert "files lie in data_256/LETTER/CLASS/FILE and val_256/FILE: Places_LT_train.txt, Places_LT_val.txt" in render(
+        report
+    )
 
 
 def test_missing_empty_and_damaged_files(tmp_path: Path) -> None:
