@@ -1,9 +1,11 @@
 """What compound batch norm costs in training on the CPU: a step of ResNet-32 beside the same step of its twin.
 
-Run it with ``python benchmarks/training_step.py [--threads 1 2] [--rounds R] [--batch-size B] [--json FILE]``. A step
-is forward, loss, backward and SGD. The candidates take turns, in an order that is shuffled in every round; given are
-the median time and the median of the quotients by the batch-norm twin's time in the same round, with their 10-90 %
-interval. Before anything is timed, the native and the portable step must give the same loss and gradients. Peak memory
+Run it with ``python benchmarks/training_step.py [--threads 1 2] [--rounds R] [--batch-size B] [--options] [--json
+FILE]``. A step is forward, loss, backward and SGD. The candidates take turns, in an order that is shuffled in every
+round; given are the median time and the median of the quotients by the batch-norm twin's time in the same round, with
+their 10-90 % interval. The dual-path step is 4 forwards and 2 backwards; its floor is batch norm with as many passes,
+and its quotient by that floor is given as well. ``--options`` adds the dual-path step in bfloat16, in channels last and
+compiled. Before anything is timed, the native and the portable step must give the same loss and gradients. Peak memory
 is that of a fresh process for each candidate: how far its resident set rises in two steps.
 """
 
@@ -17,7 +19,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +35,15 @@ from cbn_deploy.native_library import native_library
 from cbn_deploy.norm import split_path
 from cbn_deploy.training import Recipe, apply_settings, get_recipe
 from cbn_deploy.training.classification import classification_loss
+from cbn_deploy.training.config import Precision
+from cbn_deploy.training.execution import Execution, training_network
+from cbn_deploy.training.ranks import Ranks
 from cbn_deploy.training.step import step_losses
 
 REFERENCE = "batch norm"
 PORTABLE = "compound path, portable"
+FLOOR, DUAL_PATH = "batch norm, as many passes", "dual-path step"
+CPU = torch.device("cpu")
 CLASSES = 10
 Step = Callable[[], Tensor]
 # How a candidate's loss comes about; the network is the recipe's, or its batch-norm twin.
@@ -49,8 +56,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--options", action="store_true", help="also bfloat16, channels last and torch.compile")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    names = [*CANDIDATES, *(OPTIONS if arguments.options else ())]
     machine = describe_machine(["torch", "numpy"])
     library = native_library()
     instruction_set = None if library is None else library.instruction_set
@@ -58,8 +67,10 @@ def main() -> None:
     if is_busy(machine):
         print(f"The machine is busy (load {machine['load_average']:.1f}): read the ratios, not the times.")
     _check_portable_agrees(arguments.batch_size)
-    memory = _peak_memory(arguments.batch_size)
-    rows = [row for threads in arguments.threads for row in _measure(threads, arguments.rounds, arguments.batch_size)]
+    memory = _peak_memory(names, arguments.batch_size)
+    rows = [
+        row for threads in arguments.threads for row in _measure(names, threads, arguments.rounds, arguments.batch_size)
+    ]
     for row in rows:
         row["peak_memory_mb"] = memory[row["name"]]
     _print(rows)
@@ -93,14 +104,29 @@ def _same_passes(model: nn.Module, batch: TrainingBatch, recipe: Recipe) -> Tens
     return strong[0] + strong[1] + 0.0 * weak[0].sum()
 
 
-# Name -> whether the network is the twin, and its loss.
-CANDIDATES: dict[str, tuple[bool, Loss]] = {
-    REFERENCE: (True, _one_path),
-    "compound path": (False, _one_path),
-    PORTABLE: (False, _one_path),
-    "split path": (False, _split_path),
-    "dual-path step": (False, _full_step),
-    "batch norm, as many passes": (True, _same_passes),
+class Candidate(NamedTuple):
+    """Whether the network is the twin, its loss, how often it goes forwards and back, and how it is computed."""
+
+    twin: bool
+    loss: Loss
+    forwards: int = 1
+    backwards: int = 1
+    execution: Execution = Execution(device=CPU)
+    precision: Precision = "fp32"
+
+
+CANDIDATES = {
+    REFERENCE: Candidate(True, _one_path),
+    "compound path": Candidate(False, _one_path),
+    PORTABLE: Candidate(False, _one_path),
+    "split path": Candidate(False, _split_path),
+    DUAL_PATH: Candidate(False, _full_step, 4, 2),
+    FLOOR: Candidate(True, _same_passes, 4, 2),
+}
+OPTIONS = {
+    f"{DUAL_PATH}, bf16": Candidate(False, _full_step, 4, 2, precision="bf16"),
+    f"{DUAL_PATH}, channels last": Candidate(False, _full_step, 4, 2, Execution(device=CPU, channels_last=True)),
+    f"{DUAL_PATH}, compiled": Candidate(False, _full_step, 4, 2, Execution(device=CPU, compile=True)),
 }
 
 
@@ -115,17 +141,17 @@ def _batch(size: int) -> TrainingBatch:
 
 
 def _loss(name: str, batch_size: int) -> tuple[nn.Module, Step]:
-    twin, loss = CANDIDATES[name]
-    recipe = _recipe(twin)
+    candidate = (CANDIDATES | OPTIONS)[name]
+    loss, recipe = candidate.loss, _recipe(candidate.twin)
     torch.manual_seed(0)
     model = create_model(recipe.architecture(CLASSES), [100] * CLASSES).train()
+    network = training_network(model, candidate.execution, candidate.precision, Ranks())
     batch = _batch(batch_size)
 
     def run() -> Tensor:
-        if name != PORTABLE:
-            return loss(model, batch, recipe)
-        os.environ["CBN_DISABLE_NATIVE"] = "1"
-        return loss(model, batch, recipe)
+        if name == PORTABLE:
+            os.environ["CBN_DISABLE_NATIVE"] = "1"
+        return loss(network, batch, recipe)
 
     return model, run
 
@@ -163,9 +189,9 @@ def _check_portable_agrees(batch_size: int) -> None:
         raise SystemExit("The native step does not compute what the portable one does.")
 
 
-def _measure(threads: int, rounds: int, batch_size: int) -> list[dict[str, Any]]:
+def _measure(names: Sequence[str], threads: int, rounds: int, batch_size: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
-    steps = {name: _step(name, batch_size) for name in CANDIDATES}
+    steps = {name: _step(name, batch_size) for name in names}
     calls: dict[str, list[list[int]]] = {name: [] for name in steps}
     shuffled = random.Random(0)
     for _ in range(2):
@@ -181,20 +207,30 @@ def _measure(threads: int, rounds: int, batch_size: int) -> list[dict[str, Any]]
 
 
 def _row(name: str, threads: int, batch_size: int, timed: dict[str, Any]) -> dict[str, Any]:
-    ratio = paired_ratio(timed[name], timed[REFERENCE])
-    return {
+    candidate = (CANDIDATES | OPTIONS)[name]
+    row = {
         "name": name,
         "threads": threads,
+        "forwards": candidate.forwards,
+        "backwards": candidate.backwards,
         "median_ms": summarize(timed[name], batch_size).median,
-        "ratio": {"median": ratio.median, "p10": ratio.p10, "p90": ratio.p90},
+        "ratio": _ratio(timed[name], timed[REFERENCE]),
     }
+    if candidate.loss is _full_step:
+        row["ratio_to_floor"] = _ratio(timed[name], timed[FLOOR])
+    return row
 
 
-def _peak_memory(batch_size: int) -> dict[str, float]:
+def _ratio(ours: Any, theirs: Any) -> dict[str, float]:
+    ratio = paired_ratio(ours, theirs)
+    return {"median": ratio.median, "p10": ratio.p10, "p90": ratio.p90}
+
+
+def _peak_memory(names: Sequence[str], batch_size: int) -> dict[str, float]:
     """Megabytes (2**20 bytes) by candidate, on Linux; each in a process of its own: a peak does not go down again."""
     context = multiprocessing.get_context("spawn")
     peaks = {}
-    for name in CANDIDATES:
+    for name in names:
         with context.Pool(1) as pool:
             peaks[name] = pool.apply(_rise_of_the_resident_set, (name, batch_size))
     return peaks
@@ -217,11 +253,13 @@ def _peak_resident_set() -> float:
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
-        ratio = row["ratio"]
-        print(
-            f"{row['threads']} threads  {row['name']:27s} {row['median_ms']:8.1f} ms  {ratio['median']:5.2f} times "
-            f"batch norm ({ratio['p10']:.2f}-{ratio['p90']:.2f})  peak {row['peak_memory_mb']:6.0f} MB"
-        )
+        ratio, floor = row["ratio"], row.get("ratio_to_floor")
+        line = f"{row['threads']} threads  {row['name']:29s} {row['forwards']}F {row['backwards']}B "
+        line += f"{row['median_ms']:8.1f} ms  {ratio['median']:5.2f} times batch norm "
+        line += f"({ratio['p10']:.2f}-{ratio['p90']:.2f})  peak {row['peak_memory_mb']:6.0f} MB"
+        if floor:
+            line += f"  {floor['median']:.2f} times its floor ({floor['p10']:.2f}-{floor['p90']:.2f})"
+        print(line)
 
 
 if __name__ == "__main__":

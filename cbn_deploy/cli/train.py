@@ -86,9 +86,14 @@ def train(
     if list_:
         _list(recipe, settings or [], console)
         return
-    if device not in _DEVICES:
-        raise RecipeError(f"There is no device {device!r}; choose one of {', '.join(_DEVICES)}.")
-    chosen = _chosen_recipe(recipe, settings or [])
+    try:
+        if device not in _DEVICES:
+            raise RecipeError(f"There is no device {device!r}; choose one of {', '.join(_DEVICES)}.")
+        chosen = _chosen_recipe(recipe, settings or [])
+    except RecipeError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        raise typer.Exit(2) from None  # torchrun gave every process the same words: the first one says what is wrong
     if check:
         _check_data(chosen, data, console)
     else:

@@ -141,6 +141,14 @@ def test_a_rank_that_fails_ends_all_with_one_sentence(photos: Path, tmp_path: Pa
     assert not (tmp_path / "out" / "model.pt").exists()
 
 
+def test_a_mistake_that_all_make_is_said_once(photos: Path, tmp_path: Path) -> None:
+    processes = launched([*words(tmp_path / "out", photos), "--set", "nonsense=1"])
+    errors = [process.communicate(timeout=150)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "There is no setting 'nonsense'" in errors[0]
+    assert errors[1] == ""
+
+
 def test_a_rank_that_is_killed_ends_all_with_one_sentence(photos: Path, tmp_path: Path) -> None:
     processes = launched([*words(tmp_path / "out", photos), "--set", "epochs=500"])
     assert processes[0].stdout is not None
