@@ -169,7 +169,7 @@ class ListReport:
         """Print lists, counts and problems."""
         table = Table(title=f"{escape(self.name)} in {escape(self.root)}: {len(self.class_names)} classes")
         table.add_column("list", no_wrap=True)
-        for column in ("images", "published", "missing", "empty", "sampled", "damaged"):
+        for column in ("images", "published", "missing", "empty", "read", "damaged"):
             table.add_column(column, justify="right")
         for s in self.splits:
             counts = (s.lines, s.published_lines, s.missing.count, s.empty.count, s.sampled, len(s.unreadable))
