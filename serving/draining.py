@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from types import FrameType
 
 import uvicorn
@@ -36,13 +37,13 @@ class DrainingServer(uvicorn.Server):
         """SIGTERM or SIGINT arrived."""
         first, self._drain.begun = not self._drain.begun, True
         if first and self._delay > 0:
-            log.info("draining", extra={"fields": {"seconds": self._delay}})
             self._captured_signals.append(sig)
-            timer = threading.Timer(self._delay, self._stop)
-            timer.daemon = True
-            timer.start()
+            # A handler may interrupt a write to the log, and must not write to it itself.
+            threading.Thread(target=self._stop_later, name="drain", daemon=True).start()
         else:
             super().handle_exit(sig, frame)
 
-    def _stop(self) -> None:
+    def _stop_later(self) -> None:
+        log.info("draining", extra={"fields": {"seconds": self._delay}})
+        time.sleep(self._delay)
         self.should_exit = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -80,14 +81,14 @@ class ModelRegistry:
             if len(names) > 1:
                 raise ApiError(422, f"model: there are several, name one of {', '.join(names)}.")
             if not names:
-                raise ApiError(503, "There is no model to answer; put one into the folder of models.")
+                raise self._nothing_answers("There is no model to answer; put one into the folder of models.")
             name = names[0]
         if name not in names:
             raise ApiError(404, f"There is no model {name[:80]!r}; there is {', '.join(names) or 'none'}.")
         ready = _ready(slots, name)
         if not version:
             if not ready:
-                raise ApiError(503, f"{name} cannot answer now: {_reasons(slots, name)}")
+                raise self._nothing_answers(f"{name} cannot answer now: {_reasons(slots, name)}")
             return ready[0]
         for model in ready:
             if model.version == version:
@@ -186,6 +187,10 @@ class ModelRegistry:
             self._unloaded |= {name}
             for key in keys:
                 self._put(key, Slot(name=name, version=key[1], reason="It was unloaded."))
+
+    def _nothing_answers(self, why: str) -> ApiError:
+        """Nothing will change before the files are looked at again."""
+        return ApiError(503, why, {"Retry-After": str(max(1, math.ceil(self._settings.watch_interval)))})
 
     def _require_control(self) -> None:
         if not self._settings.allows_model_control:
