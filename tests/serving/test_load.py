@@ -120,7 +120,7 @@ def connect_and_post(server: Server) -> socket.socket:
 
 
 def test_a_drain_tells_load_balancers_first(start_server: Callable[..., Server], slow_path: Path) -> None:
-    server = start_server(slow_path, "--threads", 1, "--drain-delay", 3)
+    server = start_server(slow_path, "--threads", 1, "--drain-delay", 600)
     assert server.client.get("/v2/health/ready").status_code == 200
     with ThreadPoolExecutor(max_workers=2) as pool:
         before = post(server, pool)
@@ -134,6 +134,7 @@ def test_a_drain_tells_load_balancers_first(start_server: Callable[..., Server],
         during = post(server, pool)
         assert (during.result().status_code, during.result().headers["connection"]) == (200, "close")
         assert before.result().status_code == 200
+    server.process.send_signal(signal.SIGTERM)  # a second signal ends the delay
     assert server.process.wait(timeout=30) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/healthz", trust_env=False)
