@@ -19,6 +19,7 @@ from serving.middleware import ObserveRequests
 from serving.models import ModelRegistry, Watcher
 from serving.services import Services
 from serving.settings import ServingSettings, load_settings
+from serving.web import page_router
 
 __all__ = ["create_app"]
 
@@ -38,10 +39,13 @@ def create_app(settings: ServingSettings | None = None) -> FastAPI:
         summary="Classify images with models exported by cbn-export.",
         version=version("cbn-deploy"),
         redirect_slashes=False,
+        # Ours ask nobody else for their files.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.services = services
     guards = [Security(require_key)] if services.keys else []
-    for router in (operations.health, v2.health):
+    for router in (operations.health, v2.health, page_router()):
         app.include_router(router)
     for router in (v1.router, v2.router, operations.router):
         app.include_router(router, dependencies=guards)
