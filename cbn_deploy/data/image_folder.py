@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cbn_deploy.data.listing import IMAGE_SUFFIXES, LabelledFile, Listing, natural_sorted
+from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
 from cbn_deploy.errors import DataError
+from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
 __all__ = ["list_class_folders", "list_image_folder"]
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from cbn_deploy.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "LabelledFile", "Listing", "hold_out", "natural_sorted"]
+__all__ = ["LabelledFile", "Listing", "hold_out", "natural_sorted"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _HELD_OUT_PART = 4
 
 

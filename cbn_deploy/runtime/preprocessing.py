@@ -15,9 +15,20 @@ from cbn_deploy.errors import CorruptImageError, ImageTooLargeError, Unsupported
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.rgb import to_rgb, upright, upright_size
 
-__all__ = ["ALLOWED_FORMATS", "EncodedImage", "ImageLimits", "decode_image", "normalize", "preprocess", "resize"]
+__all__ = [
+    "ALLOWED_FORMATS",
+    "IMAGE_SUFFIXES",
+    "EncodedImage",
+    "ImageLimits",
+    "decode_image",
+    "normalize",
+    "preprocess",
+    "resize",
+]
 
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# Of file names, in lower case.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 # A progressive JPEG of a few bytes a scan can make the decoder pass over all its pixels a hundred thousand times. Real
 # ones have about ten scans; the marker may also occur in metadata and in the previews behind a phone's photo.

@@ -9,27 +9,24 @@ from numpy.typing import NDArray
 
 from cbn_deploy.runtime import ModelDescription, Prediction
 from cbn_deploy.runtime.familiarity import ALL_GROUPS, Threshold, energies, energy_threshold
-from cbn_deploy.runtime.probabilities import correct_prior
+from cbn_deploy.runtime.ranking import corrected_logits, rank
 from serving.api.parameters import Choices
 from serving.api.schemas import Explanation, ImageResult, LegendEntry
 from serving.explain import colour, layer_map, map_size
-from serving.ranking import rank
 
 __all__ = ["image_results", "legend"]
 
 
 def image_results(prediction: Prediction, description: ModelDescription, choices: Choices) -> list[ImageResult]:
     """The answers, in the order of the images. Drawing takes milliseconds: with ``explain`` not on the event loop."""
-    probabilities_of: NDArray[np.floating[Any]] = prediction.logits / (description.temperature or 1.0)
-    if choices.prior is not None:
-        probabilities_of = correct_prior(probabilities_of, np.asarray(description.training_prior), choices.prior)
+    corrected = corrected_logits(prediction.logits, description, choices.prior)
     results = []
     for index, energy in enumerate(energies(prediction.logits).tolist()):
         threshold = _threshold(prediction.logits[index], description, choices.reject)
         rejected = None if threshold is None else energy > threshold.energy
         results.append(
             ImageResult(
-                predictions=rank(probabilities_of[index], description, choices.top_k),
+                predictions=rank(corrected[index], description, choices.top_k),
                 energy=energy,
                 energy_threshold=None if threshold is None else threshold.energy,
                 rejected=rejected,

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbn_deploy.runtime.familiarity import ALL_GROUPS, MAX_REJECTED
+from cbn_deploy.runtime.ranking import parse_prior
 from serving.api.schemas import AppliedPrior, ClassifyQuery
 from serving.errors import ApiError
 from serving.models import ServedModel
 from serving.prior_estimate import RecentPrior
-from serving.ranking import parse_prior
 
 __all__ = ["Choices", "applied_prior", "check_query", "with_estimate"]
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cbn_deploy.runtime.ranking import RankedLabel
 from serving.explain import LayerMap
 from serving.models import ModelState
-from serving.ranking import RankedLabel
 
 __all__ = [
     "AppliedPrior",

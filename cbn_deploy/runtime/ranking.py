@@ -1,24 +1,23 @@
-"""From logits to an answer: the prior that a client asks for, and the ranking.
+"""From logits to an answer: the prior that somebody asks for, and the ranking.
 
-Probabilities and the equation of the prior correction are in ``cbn_deploy.runtime.probabilities``. For a model whose
+Probabilities and the equation of the prior correction are in :mod:`cbn_deploy.runtime.probabilities`. For a model whose
 logits already stand for a uniform prior (a balanced softmax), ``prior=uniform`` changes nothing and ``prior=train``
 adds the log frequencies back. Without ``prior`` the logits are used as they are.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from cbn_deploy.runtime import ModelDescription
-from cbn_deploy.runtime.description import ShotGroup
-from cbn_deploy.runtime.probabilities import log_softmax
+from cbn_deploy.runtime.description import ModelDescription, ShotGroup
+from cbn_deploy.runtime.probabilities import correct_prior, log_softmax
 
-__all__ = ["RankedLabel", "parse_prior", "rank"]
+__all__ = ["RankedLabel", "corrected_logits", "parse_prior", "rank"]
 
 _SUM_TOLERANCE = 1e-6  # rounding of decimal fractions that a client sums to one
 
@@ -31,6 +30,16 @@ class RankedLabel:
     index: int
     probability: float
     shot_group: ShotGroup
+
+
+def corrected_logits(
+    logits: NDArray[np.floating[Any]], description: ModelDescription, prior: NDArray[np.float64] | None
+) -> NDArray[np.floating[Any]]:
+    """Logits (..., K) divided by the model's temperature, then moved to ``prior`` (K,); ``None``: the model's own."""
+    calibrated: NDArray[np.floating[Any]] = logits / (description.temperature or 1.0)
+    if prior is None:
+        return calibrated
+    return correct_prior(calibrated, np.asarray(description.training_prior), prior)
 
 
 def rank(logits: NDArray[np.floating[Any]], description: ModelDescription, top_k: int) -> list[RankedLabel]:
@@ -73,8 +82,8 @@ def parse_prior(text: str, description: ModelDescription) -> NDArray[np.float64]
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = orjson.loads(text)
-    except (orjson.JSONDecodeError, RecursionError):
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or not value:
         raise ValueError('prior must be train, uniform, estimate or a JSON object such as {"cat": 0.7, "dog": 0.3}')

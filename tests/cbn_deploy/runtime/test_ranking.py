@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from cbn_deploy.runtime.probabilities import correct_prior, log_softmax
-from serving.ranking import parse_prior, rank
+from cbn_deploy.runtime.ranking import parse_prior, rank
 from tests.onnx_models import describe
 from tests.reference.tolerances import tolerance
 
