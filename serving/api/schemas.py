@@ -34,7 +34,10 @@ class ClassifyQuery(BaseModel):
     model: str | None = Field(default=None, description="Which model; needed only where several are served.")
     version: str | None = Field(default=None, description="Which version of it; default: the newest.")
     timeout: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Seconds for the answer; at most the server's own limit."
+        default=None,
+        ge=0.01,
+        allow_inf_nan=False,
+        description="Seconds for the answer, from 0.01; at most the server's own limit.",
     )
     top_k: int = Field(default=5, ge=1, le=1_000_000, description="How many labels to return; all, if there are fewer.")
     prior: str | None = Field(
@@ -138,6 +141,10 @@ class ModelSummary:
     shot_groups: Annotated[list[str], Field(description="many, medium or few training images, for each label.")]
     input_height: int
     input_width: int
+    input_resize_shorter: Annotated[
+        int | None,
+        Field(description="Pixels that the shorter edge gets before the centre is cut out; null: stretched to fit."),
+    ]
     explains: Annotated[bool, Field(description="Whether explain works: exported with --with-posterior.")]
     rejects: Annotated[bool, Field(description="Whether reject works: the file has the energies of known images.")]
     calibrated: Annotated[bool, Field(description="Whether the file has a temperature.")]

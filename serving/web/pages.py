@@ -65,8 +65,8 @@ def page_router() -> APIRouter:
     swagger = Path(fastapi_offline.__file__).parent / "static"
     page = _read(own / "index.html", _PAGE_POLICY)
     docs = _read(own / "docs.html", _DOCS_POLICY)
-    assets = {entry.name: _read(entry) for entry in own.iterdir() if entry.is_file()}
-    assets |= {f"examples/{entry.name}": _read(entry) for entry in (own / "examples").iterdir() if entry.is_file()}
+    found = [path for path in own.rglob("*") if path.suffix in _MEDIA_TYPES and path.suffix != ".html"]
+    assets = {path.relative_to(own).as_posix(): _read(path) for path in found}
     assets |= {name: _read(swagger / name) for name in _SWAGGER_UI}
     router = APIRouter(include_in_schema=False)
 

@@ -9,11 +9,11 @@ const STAGES = [
   ["inference_ms", "Inference", "inference"],
 ];
 
-/** The answer's cards; `shown` has the image, the round trip in ms and the command that asks the same. */
+/** The answer's cards; `shown` has the image, the model, the round trip in ms and the command that asks the same. */
 export function render(answer, shown) {
   const [result] = answer.results;
   const cards = [ranking(result, answer), time(answer.timing, shown.roundTrip), command(shown.command)];
-  if (result.explanation) cards.splice(1, 0, maps(result, answer.legend, shown.image));
+  if (result.explanation) cards.splice(1, 0, maps(result, answer.legend, shown));
   return cards;
 }
 

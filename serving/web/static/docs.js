@@ -1,5 +1,10 @@
 // Swagger UI on this server's own OpenAPI document.
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const colour = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", colour);
+colour();
+
 const here = new URL(".", document.baseURI);
 const answer = await fetch(new URL("openapi.json", here));
 const spec = await answer.json();

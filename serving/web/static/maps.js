@@ -6,10 +6,9 @@ import { node } from "./nodes.js";
 let chosen = null;
 
 /** The card of an image's posterior maps. */
-export function maps({ explanation, occupancy }, legend, image) {
+export function maps({ explanation, occupancy }, legend, { image, model }) {
   const layers = explanation.maps;
-  const found = layers.findIndex(({ layer }) => layer === chosen);
-  const first = found < 0 ? layers.length - 1 : found;
+  const first = Math.max(0, layers.findIndex(({ layer }) => layer === chosen));
   const picture = node("img", { class: "map" });
   const caption = node("figcaption");
   const shares = node("ul", { class: "shares", "aria-label": "Share of the pixels of each Gaussian" });
@@ -24,30 +23,47 @@ export function maps({ explanation, occupancy }, legend, image) {
 
   function choose(index) {
     const { layer, png, height, width } = layers[index];
-    if (index !== first || found >= 0) chosen = layer;
+    chosen = layer;
     slider.value = index;
     slider.setAttribute("aria-valuetext", `${layer}, ${index + 1} of ${layers.length}`);
     picture.src = address(png);
     picture.alt = `Gaussians of the layer ${layer}: ${spoken(occupancy[layer])}`;
-    caption.textContent = `${layer} (${index + 1} of ${layers.length}), ${width} × ${height}`;
+    caption.textContent = `${layer}, ${width} × ${height}`;
     shares.replaceChildren(...occupancy[layer].map((value, component) => share(value, legend[component])));
     thumbnails.forEach((button, other) => button.setAttribute("aria-pressed", String(other === index)));
   }
 
   slider.addEventListener("input", () => choose(Number(slider.value)));
   choose(first);
-  const seen = node("img", { class: "map", src: image.url, alt: "The image" });
+  const pair = node(
+    "div",
+    { class: "pair" },
+    node("figure", {}, seen(image, model), node("figcaption", {}, "What the model sees")),
+    node("figure", {}, picture, caption),
+    node("div", {}, shares, node("p", { class: "note" }, "Pure colour: this Gaussian alone explains the pixel. Grey: it could be any.")),
+  );
+  pair.style.setProperty("--ratio", `${model.input_width} / ${model.input_height}`);
   return node(
     "section",
     { class: "card", "aria-labelledby": "maps-title" },
     node("h2", { id: "maps-title" }, "Which Gaussian claims which pixel"),
-    node("div", { class: "pair" }, node("figure", {}, seen, node("figcaption", {}, "The image")), node("figure", {}, picture, caption)),
-    node("label", { for: "layer" }, "Layer"),
+    pair,
+    node("label", { for: "layer" }, `Layer, of ${layers.length}`),
     slider,
     node("div", { class: "thumbnails" }, ...thumbnails),
-    shares,
-    node("p", { class: "note" }, "Pure colour: this Gaussian alone explains the pixel. Grey: it could be any."),
   );
+}
+
+/** The image as the model's preprocessing places it, so that the maps lie where they belong. */
+function seen(image, { input_width: width, input_height: height, input_resize_shorter: shorter }) {
+  const picture = node("img", { alt: "The image", src: image.url });
+  picture.addEventListener("load", () => {
+    if (shorter === null) return;
+    const scale = shorter / Math.min(picture.naturalWidth, picture.naturalHeight);
+    picture.style.setProperty("width", `${(100 * picture.naturalWidth * scale) / width}%`);
+    picture.style.setProperty("height", `${(100 * picture.naturalHeight * scale) / height}%`);
+  });
+  return node("div", { class: "map" }, picture);
 }
 
 function share(value, { component, colour }) {

@@ -45,8 +45,9 @@ async function ask() {
     const asked = question();
     const answer = await classify(image.blob, image.name, asked, mine.signal);
     const roundTrip = performance.now() - started;
-    at("results").replaceChildren(...render(answer, { image, roundTrip, command: curl(image, asked) }));
+    at("results").replaceChildren(...render(answer, { image, model: model(), roundTrip, command: curl(image, asked) }));
     show("results");
+    reveal();
     at("status").textContent = summary(answer.results[0]);
   } catch (error) {
     if (error.name !== "AbortError") refuse(error);
@@ -59,6 +60,15 @@ function show(which) {
   for (const id of ["problem", "empty", "results"]) at(id).hidden = id !== which;
 }
 
+/** On a small screen the answer to a new image lies below it: go there, once. */
+function reveal() {
+  if (image.revealed) return;
+  image.revealed = true;
+  if (at("answer").getBoundingClientRect().top < innerHeight * 0.75) return;
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  at("answer").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+}
+
 function refuse(error) {
   if (!(error instanceof Refusal)) throw error;
   at("problem-title").textContent = error.status ? `No answer (${error.status})` : "No answer";
@@ -66,6 +76,7 @@ function refuse(error) {
   at("problem-id").textContent = error.requestId ? `Request ${error.requestId}` : "";
   at("status").textContent = "";
   show("problem");
+  if (image) reveal();
   if (error.status === 401) {
     at("key-form").hidden = false;
     at("key").focus();
