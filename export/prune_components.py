@@ -170,8 +170,9 @@ def _without(layer: CompoundBatchNorm2d | DualPathBatchNorm2d, keep: torch.Tenso
     smaller.density_scale = layer.density_scale
     tau, mean, var = (table[keep] for table in layer.running)
     smaller.running_tau, smaller.running_mean, smaller.running_var = MixtureStatistics(tau / tau.sum(), mean, var)
-    smaller.weight.copy_(layer.weight[keep])
-    smaller.bias.copy_(layer.bias[keep])
+    scale, bias = layer.inference_affine()
+    smaller.weight.copy_(scale[keep])
+    smaller.bias.copy_(bias[keep])
     return smaller.eval()
 
 

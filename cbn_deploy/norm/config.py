@@ -8,13 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-__all__ = ["ClassGrouping", "DensityScale", "Initialization", "NormConfig", "SplitAffine", "StatisticsReading"]
+__all__ = [
+    "ClassGrouping",
+    "DensityScale",
+    "Initialization",
+    "NormConfig",
+    "Normalizer",
+    "SplitAffine",
+    "StatisticsReading",
+]
 
 StatisticsReading = Literal["batch_em", "algorithm2", "update_then_read"]
 DensityScale = Literal["joint", "rsqrt_channels", "mean_channels"]
 Initialization = Literal["identical", "normal_means", "variance_ladder", "first_batch"]
 ClassGrouping = Literal["contiguous", "strided", "frequency"]
 SplitAffine = Literal["shared", "separate"]
+Normalizer = Literal["compound", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,9 @@ class NormConfig:
         split_groups: class groups of the split path. ``None``: one for every component, whose statistics it shares. A
             number: that many, with statistics and tables of their own (``components=1, split_groups=4`` is the paper's
             "Baseline + SBN": batch norm beside split batch norm).
+        normalizer: what a dual-path layer trained with ``batch_em`` is normalised by after training: "compound", moving
+            averages of the compound path's own moments, which normalised it in training; or "shared", the statistics of
+            the density, which the split path moves, too. Either becomes part of the op's scale and bias.
         class_grouping: how classes are divided among the components for the split path.
     """
 
@@ -46,6 +58,7 @@ class NormConfig:
     initialization: Initialization = "normal_means"
     split_affine: SplitAffine = "shared"
     split_groups: int | None = None
+    normalizer: Normalizer = "compound"
     class_grouping: ClassGrouping = "contiguous"
 
     def __post_init__(self) -> None:
@@ -61,6 +74,7 @@ class NormConfig:
             "statistics": StatisticsReading,
             "initialization": Initialization,
             "split_affine": SplitAffine,
+            "normalizer": Normalizer,
             "class_grouping": ClassGrouping,
         }
         if isinstance(self.density_scale, str):

@@ -79,6 +79,8 @@ def _carry_over(source: nn.BatchNorm2d, layer: MixtureBatchNorm, symmetry_break:
         spread = torch.zeros_like(spread)
     layer.running_mean = mean + spread
     layer.running_var = var.expand_as(layer.running_var).clone()
+    if isinstance(layer, DualPathBatchNorm2d) and layer.compound_mean is not None:
+        layer.compound_mean, layer.compound_var = layer.running_mean.clone(), layer.running_var.clone()
     layer.weight.copy_(gamma.expand_as(layer.weight))
     layer.bias.copy_(beta + gamma * spread / sigma)
     if isinstance(layer, DualPathBatchNorm2d) and layer.split is not None:

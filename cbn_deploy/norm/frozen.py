@@ -47,7 +47,7 @@ class FrozenCompoundBatchNorm2d(nn.Module):
     @classmethod
     def from_layer(cls, layer: MixtureBatchNorm) -> FrozenCompoundBatchNorm2d:
         """Freeze the compound path of a trained layer."""
-        return cls(*layer.running, layer.weight, layer.bias, layer.config.eps, layer.density_scale)
+        return cls(*layer.running, *layer.inference_affine(), layer.config.eps, layer.density_scale)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

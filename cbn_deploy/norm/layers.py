@@ -3,7 +3,8 @@
 State-dict keys (a contract: checkpoints and the exporter rely on it), M components, D channels:
 ``weight`` (M, D), ``bias`` (M, D), ``running_tau`` (M,), ``running_mean`` (M, D), ``running_var`` (M, D),
 ``num_batches_tracked`` (); layers with a split path add ``class_groups`` (K,) and, with their own affine tables,
-``split_weight`` (M, D) and ``split_bias`` (M, D); with statistics of its own it is a layer, ``split.*``.
+``split_weight`` (M, D) and ``split_bias`` (M, D); with statistics of its own it is a layer, ``split.*``; dual layers
+over shared statistics add ``compound_mean`` and ``compound_var``, both (M, D).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from cbn_deploy.norm import functional
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.initialization import initial_statistics, statistics_of_first_batch
 from cbn_deploy.norm.ranks import moments_of_all_ranks
-from cbn_deploy.norm.statistics import READINGS, MixtureStatistics, TrainingStep
+from cbn_deploy.norm.statistics import READINGS, MixtureStatistics, TrainingStep, updated_moments
 
 __all__ = ["CompoundBatchNorm2d", "DualPathBatchNorm2d", "MixtureBatchNorm", "SplitBatchNorm2d", "split_path"]
 
@@ -92,22 +94,28 @@ class MixtureBatchNorm(nn.Module):
         )
         if not self.config.posterior_gradient:
             quadratic, linear = torch.zeros_like(quadratic), torch.zeros_like(linear)
-        mean, var, inverse_mass, _ = self._learn(functional.Moments(*moments), update_tau=True)
+        batch = self._of_all_ranks(functional.Moments(*moments))
+        self._remember(batch)
+        mean, var, inverse_mass, _ = self._learn(batch, update_tau=True)
         y: Tensor = torch.ops.cbn.mixture_normalize(
             x, w, centre, quadratic, linear, mean, var, inverse_mass, self.weight, self.bias, eps, self.synchronized
         )
         return y
 
+    def inference_affine(self) -> tuple[Tensor, Tensor]:
+        """The op's scale and bias, both (M, D): they stand beside the running statistics, density and normaliser."""
+        return self.weight, self.bias
+
     def _constants(self) -> tuple[Tensor | float, ...]:
         """What the inference operators take beside x."""
-        return (*self.running, self.weight, self.bias, self.config.eps, self.density_scale)
+        return (*self.running, *self.inference_affine(), self.config.eps, self.density_scale)
 
     def _split(self, x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if len(groups) != len(x):
             raise ValueError(f"split_path was given {len(groups)} labels but the batch has {len(x)} images")
         mean, var, inverse_mass = self.running_mean, self.running_var, torch.zeros_like(self.running_tau)
         if self.training:
-            moments = functional.group_moments(x, groups, self.config.components)
+            moments = self._of_all_ranks(functional.group_moments(x, groups, self.config.components))
             mean, var, inverse_mass, _ = self._learn(moments, update_tau=False)
         synchronized = self.synchronized and self.training
         y: Tensor = torch.ops.cbn.split_normalize(
@@ -115,9 +123,13 @@ class MixtureBatchNorm(nn.Module):
         )
         return y
 
+    def _of_all_ranks(self, batch: functional.Moments) -> functional.Moments:
+        return moments_of_all_ranks(batch, self.running_mean) if self.synchronized else batch
+
+    def _remember(self, batch: functional.Moments) -> None:
+        """The compound path was given a training batch with these moments."""
+
     def _learn(self, batch: functional.Moments, update_tau: bool) -> TrainingStep:
-        if self.synchronized:
-            batch = moments_of_all_ranks(batch, self.running_mean)
         step = READINGS[self.config.statistics](self.running, batch, self.config.momentum, update_tau)
         self._store(step.running)
         self.num_batches_tracked = self.num_batches_tracked + 1
@@ -182,8 +194,21 @@ class DualPathBatchNorm2d(_SplitPathNorm):
         num_features: D.
         class_groups: int64 (K,), group of every class.
         config: see :class:`NormConfig`; ``split_affine`` says whether the split path has affine tables of its own,
-            ``split_groups`` whether statistics, too: then it is a layer of its own, ``split``.
+            ``split_groups`` whether statistics, too: then it is a layer of its own, ``split``; ``normalizer`` what
+            normalises after training.
+
+    In training the compound path is normalised by its own moments m_j, v_j of the batch, but the shared statistics
+    mu_j, var_j are moved by the split path, too: read for both density and normaliser, they would normalise a trained
+    network by something it never saw. So the layer keeps moving averages of m_j and v_j beside them, and
+
+        scale_j (x - m_j) / sqrt(v_j + eps) + bias_j  =  scale'_j (x - mu_j) / sqrt(var_j + eps) + bias'_j,
+        scale'_j = scale_j sqrt((var_j + eps) / (v_j + eps)),  bias'_j = bias_j + scale_j (mu_j - m_j) / sqrt(v_j + eps)
+
+    makes that the op of Eq. 16 again (:meth:`inference_affine`).
     """
+
+    compound_mean: Tensor | None
+    compound_var: Tensor | None
 
     def __init__(self, num_features: int, class_groups: Tensor, config: NormConfig | None = None) -> None:
         super().__init__(num_features, class_groups, config)
@@ -194,6 +219,17 @@ class DualPathBatchNorm2d(_SplitPathNorm):
         elif self.config.split_affine == "separate":
             self.split_weight = nn.Parameter(torch.ones_like(self.weight))
             self.split_bias = nn.Parameter(torch.zeros_like(self.bias))
+        own = self.split is None and self.config.normalizer == "compound" and self.config.statistics == "batch_em"
+        self.register_buffer("compound_mean", self.running_mean.clone() if own else None)
+        self.register_buffer("compound_var", self.running_var.clone() if own else None)
+
+    def inference_affine(self) -> tuple[Tensor, Tensor]:
+        """The op's scale and bias, both (M, D), with the compound path's own normaliser in them."""
+        if self.compound_mean is None or self.compound_var is None:
+            return self.weight, self.bias
+        eps = self.config.eps
+        gain = self.weight / (self.compound_var + eps).sqrt()
+        return gain * (self.running_var + eps).sqrt(), self.bias + gain * (self.running_mean - self.compound_mean)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, *spatial) -> the same shape and memory format."""
@@ -206,6 +242,21 @@ class DualPathBatchNorm2d(_SplitPathNorm):
         if self.config.split_affine == "separate":
             return _like(x, self._split(x, self.active_groups, self.split_weight, self.split_bias))
         return _like(x, self._split(x, self.active_groups, self.weight, self.bias))
+
+    def _remember(self, batch: functional.Moments) -> None:
+        if self.compound_mean is None or self.compound_var is None:
+            return
+        mean, var = self.compound_mean, self.compound_var
+        if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
+            mean, var = self.running_mean, self.running_var
+        self.compound_mean, self.compound_var = updated_moments(mean, var, batch, self.config.momentum, unbiased=True)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # A checkpoint from before there was a normaliser of its own is read as what it was.
+        for own, shared in (("compound_mean", "running_mean"), ("compound_var", "running_var")):
+            if getattr(self, own) is not None and prefix + shared in state_dict:
+                state_dict.setdefault(prefix + own, state_dict[prefix + shared].clone())
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cbn_deploy.norm.functional import Moments, moving_average
 
-__all__ = ["READINGS", "MixtureStatistics", "Reading", "TrainingStep"]
+__all__ = ["READINGS", "MixtureStatistics", "Reading", "TrainingStep", "updated_moments"]
 
 # A component or group that holds less than this many pixels of a batch says nothing about a variance: it keeps its
 # running statistics and is normalised by them.
@@ -67,24 +67,31 @@ def _usable(batch: Moments) -> Tensor:
     return ((batch.mass >= MIN_MASS) & finite)[:, None]
 
 
+def updated_moments(
+    mean: Tensor, var: Tensor, batch: Moments, momentum: float, unbiased: bool
+) -> tuple[Tensor, Tensor]:
+    """Eq. (14) and (15), out of place: mean and var, both (M, D), moved towards the batch's, where it has enough."""
+    usable = _usable(batch)
+    batch_var = batch.var
+    if unbiased:
+        batch_var = batch_var * (batch.mass / (batch.mass - 1.0).clamp_min(1.0))[:, None]
+    return (
+        torch.where(usable, moving_average(mean, batch.mean, momentum), mean),
+        torch.where(usable, moving_average(var, batch_var, momentum), var),
+    )
+
+
 def _updated(
     running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool, unbiased: bool
 ) -> MixtureStatistics:
     """Eq. (13)-(15), out of place; empty components and non-finite batches change nothing."""
-    usable = _usable(batch)
-    var = batch.var
-    if unbiased:
-        var = var * (batch.mass / (batch.mass - 1.0).clamp_min(1.0))[:, None]
+    mean, var = updated_moments(running.mean, running.var, batch, momentum, unbiased)
     tau = running.tau
     if update_tau:
         share = batch.mass / batch.mass.sum()
         tau = moving_average(tau, torch.where(torch.isfinite(share).all(), share, tau), momentum).clamp_min(TAU_FLOOR)
         tau = tau / tau.sum()
-    return MixtureStatistics(
-        tau,
-        torch.where(usable, moving_average(running.mean, batch.mean, momentum), running.mean),
-        torch.where(usable, moving_average(running.var, var, momentum), running.var),
-    )
+    return MixtureStatistics(tau, mean, var)
 
 
 def batch_em(running: MixtureStatistics, batch: Moments, momentum: float, update_tau: bool) -> TrainingStep:

@@ -34,11 +34,13 @@ def reason_without_effect(recipe: Recipe, key: str) -> str | None:
 
 def _norm_reasons(recipe: Recipe, key: str) -> tuple[tuple[bool, str], ...]:
     norm = recipe.norm
-    split_keys = ("norm.split_affine", "norm.split_groups", "norm.class_grouping")
+    split_keys = ("norm.split_affine", "norm.split_groups", "norm.class_grouping", "norm.normalizer")
     posterior_keys = ("norm.density_scale", "norm.posterior_gradient")
     return (
         (not recipe.dual_path and key in split_keys, "no split path is trained"),
         (norm.split_groups is not None and key == "norm.split_affine", "the split path has tables of its own"),
+        (norm.split_groups is not None and key == "norm.normalizer", "the split path has statistics of its own"),
+        (norm.statistics != "batch_em" and key == "norm.normalizer", "it is for statistics=batch_em"),
         (norm.groups == 1 and key == "norm.class_grouping", "all classes are in one group"),
         (norm.components == 1 and key in posterior_keys, "one Gaussian has every pixel"),
         (recipe.init_from is not None and key == "norm.initialization", "the statistics come from init_from"),

@@ -347,6 +347,8 @@ def test_state_dict_keys_are_a_contract(affine: str, extra: list[str]) -> None:
         "running_var": (4, 6),
         "num_batches_tracked": (),
         "class_groups": (10,),
+        "compound_mean": (4, 6),
+        "compound_var": (4, 6),
         **{name: (4, 6) for name in extra},
     }
 
