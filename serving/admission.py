@@ -23,6 +23,10 @@ class Admission:
         self._limit = limit
         self._admitted: Counter[str] = Counter()
 
+    def admitted(self, name: str) -> int:
+        """Places that are held, of the model called ``name``."""
+        return self._admitted[name]
+
     @contextmanager
     def admit(self, model: ServedModel) -> Iterator[None]:
         """Hold one of ``model``'s places while the block runs.
@@ -36,6 +40,7 @@ class Admission:
                 503,
                 f"{model.name} is busy with {admitted} requests; try again.",
                 {"Retry-After": str(model.batcher.retry_after(admitted))},
+                reason="queue_full",
             )
         self._admitted[model.name] += 1
         try:

@@ -143,6 +143,7 @@ class Batcher:
                 503,
                 f"{len(self._queue)} requests wait for this model already; try again.",
                 {"Retry-After": str(self.retry_after(len(self._queue)))},
+                reason="queue_full",
             )
         loop = asyncio.get_running_loop()
         request = _Request(images, loop.create_future(), time.perf_counter())

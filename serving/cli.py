@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +17,13 @@ from fastapi import FastAPI
 from cbn_deploy.cli import run_cli
 from cbn_deploy.errors import SettingsError
 from serving.app import create_app
+from serving.config_file import to_toml
 from serving.draining import DrainingServer
 from serving.logs import configure_logging
 from serving.protocol import header_deadline_protocol
-from serving.settings import ServingSettings, load_settings
+from serving.services import Services
+from serving.settings import ENV_PREFIX, ServingSettings, load_settings, unknown_variables
+from serving.tls import TlsFiles
 
 __all__ = ["main"]
 
@@ -33,83 +38,87 @@ Examples:
 
   curl -F image=@photo.jpg 'http://127.0.0.1:8000/v1/classify?top_k=3'
 
-Every option is also an environment variable: CBN_MAX_QUEUE=16 is --max-queue 16. A flag beats the variable.
+  cbn-serve --config cbn.toml --print-config # what it would run with, and why
+
+  cbn-serve model.onnx --host 0.0.0.0 --tls-cert tls.crt --tls-key tls.key --api-key-file keys
+
+Every option is also an environment variable, CBN_MAX_QUEUE=16, and a line of --config FILE, max_queue = 16. A flag
+beats the variable, which beats the file, which beats the default.
 """
 
 # A header block larger than this is refused; uvicorn's own default, stated.
 _MAX_HEADER_BYTES = 64 * 2**10
 _BACKLOG = 2048
+_TLS_LOOK_SECONDS = 10
 
 app = typer.Typer(add_completion=False)
 log = logging.getLogger("serving")
 
 
+def _help(name: str) -> str:
+    """What a setting is, and its default where there is one that says something."""
+    field = ServingSettings.model_fields[name]
+    if field.default_factory is not None:
+        return f"{field.description} Default: all CPUs."
+    if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
+        return f"{field.description} Default: {field.default}."
+    return str(field.description)
+
+
 @app.command(epilog=_EXAMPLES)
 def serve(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL.onnx ...", help="Model files; NAME=PATH serves one under a name of its own."),
-    ] = None,
-    model_repository: Annotated[
-        Path | None, typer.Option(help="Folder of models, NAME/VERSION/model.onnx or NAME.onnx, watched for changes.")
-    ] = None,
-    keep_versions: Annotated[
-        int | None, typer.Option(help="Newest versions of a model in the folder that answer. Default: 2.")
-    ] = None,
-    watch_interval: Annotated[
-        float | None, typer.Option(help="Seconds between looks at the model files; 0: never. Default: 2.")
-    ] = None,
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL.onnx ...", help=_help("models"))] = None,
+    model_repository: Annotated[Path | None, typer.Option(help=_help("model_repository"))] = None,
+    keep_versions: Annotated[int | None, typer.Option(help=_help("keep_versions"))] = None,
+    watch_interval: Annotated[float | None, typer.Option(help=_help("watch_interval"))] = None,
     model_control: Annotated[
-        bool | None,
-        typer.Option(
-            "--model-control/--no-model-control",
-            help="Let clients load and unload models. Default: only on a loopback address or with --api-key-file.",
-        ),
+        bool | None, typer.Option("--model-control/--no-model-control", help=_help("model_control"))
     ] = None,
-    runtime: Annotated[
-        str | None, typer.Option(help="auto, onnxruntime, onnxruntime-cuda, openvino, torch or tensorrt.")
+    runtime: Annotated[str | None, typer.Option(help=_help("runtime"))] = None,
+    host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
+    port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
+    threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
+    decode_threads: Annotated[int | None, typer.Option(help=_help("decode_threads"))] = None,
+    concurrency: Annotated[int | None, typer.Option(help=_help("concurrency"))] = None,
+    max_batch: Annotated[int | None, typer.Option(help=_help("max_batch"))] = None,
+    max_delay: Annotated[float | None, typer.Option(help=_help("max_delay"))] = None,
+    max_queue: Annotated[int | None, typer.Option(help=_help("max_queue"))] = None,
+    timeout: Annotated[float | None, typer.Option(help=_help("timeout"))] = None,
+    max_upload_bytes: Annotated[int | None, typer.Option(help=_help("max_upload_bytes"))] = None,
+    max_pixels: Annotated[int | None, typer.Option(help=_help("max_pixels"))] = None,
+    max_images: Annotated[int | None, typer.Option(help=_help("max_images"))] = None,
+    upload_timeout: Annotated[float | None, typer.Option(help=_help("upload_timeout"))] = None,
+    max_connections: Annotated[int | None, typer.Option(help=_help("max_connections"))] = None,
+    drain_delay: Annotated[float | None, typer.Option(help=_help("drain_delay"))] = None,
+    drain_timeout: Annotated[int | None, typer.Option(help=_help("drain_timeout"))] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help=_help("api_key_file"))] = None,
+    cors_origins: Annotated[str | None, typer.Option(help=_help("cors_origins"))] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help=_help("tls_cert"))] = None,
+    tls_key: Annotated[Path | None, typer.Option(help=_help("tls_key"))] = None,
+    access_log: Annotated[bool | None, typer.Option("--access-log/--no-access-log", help=_help("access_log"))] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings, max_queue = 16; flags and variables beat it.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. Default: 8000.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that share one inference. Default: all CPUs.")] = None,
-    decode_threads: Annotated[int | None, typer.Option(help="Threads that decode images. Default: all CPUs.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Inferences that run at once. Default: 1.")] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Images that one inference takes at most. Default: 32.")] = None,
-    max_delay: Annotated[
-        float | None,
-        typer.Option(help="Seconds that a batch which is not full waits for more images. Default: 0."),
-    ] = None,
-    max_queue: Annotated[
-        int | None, typer.Option(help="Requests of a model in progress or waiting; then 503. Default: 64.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds for decoding and inference, then 504. Default: 30.")
-    ] = None,
-    max_upload_bytes: Annotated[int | None, typer.Option(help="Bytes of a request's body. Default: 16777216.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Pixels of a decoded image. Default: 40000000.")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Images in a request. Default: 32.")] = None,
-    upload_timeout: Annotated[
-        float | None, typer.Option(help="Seconds for a head to arrive, and for a body, then 408. Default: 10.")
-    ] = None,
-    max_connections: Annotated[int | None, typer.Option(help="Open connections. Default: 1000.")] = None,
-    drain_delay: Annotated[
-        float | None,
-        typer.Option(help="Seconds after SIGTERM in which requests are still taken, but not ready. Default: 0."),
-    ] = None,
-    drain_timeout: Annotated[
-        int | None, typer.Option(help="Seconds that SIGTERM leaves requests to finish. Default: 30.")
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File of API keys, one a line; without it the server is open.")
-    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print every setting, and where it is from, as such a file; then end."),
+    ] = False,
 ) -> None:
     """Serve exported models over HTTP: POST images to /v1/classify, see /docs."""
-    # Every argument is a setting of the same name, and it is needed nowhere else.
-    settings = load_settings(**{**locals(), "models": models or None})
+    # Every argument but the last two is a setting of the same name, and it is needed nowhere else.
+    given = {name: value for name, value in locals().items() if name not in ("config", "print_config")}
+    given["models"] = models or None
+    settings = load_settings(config=config, **given)
+    if print_config:
+        typer.echo(_as_config(settings, given), nl=False)
+        return
+    for sentence in unknown_variables():
+        log.warning(sentence)
+    tls = TlsFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     application = create_app(settings)
     try:
         with _listen(settings) as listener:
-            _run(application, settings, listener)
+            _run(application, settings, listener, tls)
     finally:
         application.state.services.close()
 
@@ -132,7 +141,8 @@ def _listen(settings: ServingSettings) -> socket.socket:
         ) from error
 
 
-def _run(application: FastAPI, settings: ServingSettings, listener: socket.socket) -> None:
+def _run(application: FastAPI, settings: ServingSettings, listener: socket.socket, tls: TlsFiles | None) -> None:
+    services: Services = application.state.services
     config = uvicorn.Config(
         application,
         http=header_deadline_protocol(settings.upload_timeout),
@@ -144,11 +154,42 @@ def _run(application: FastAPI, settings: ServingSettings, listener: socket.socke
         timeout_keep_alive=5,
         timeout_graceful_shutdown=settings.drain_timeout,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
+    config.load()
+    if tls is not None:
+        config.callback_notify, config.timeout_notify = _renewal(tls, config), _TLS_LOOK_SECONDS
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{listener.getsockname()[1]}"
+    url = f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}"
     log.info("serving", extra={"fields": {"url": url, "docs": f"{url}/docs", "models": _names(application)}})
-    DrainingServer(config, application.state.services.drain, settings.drain_delay).run(sockets=[listener])
+    server = DrainingServer(config, services.drain, settings.drain_delay)
+    services.connections = lambda: len(server.server_state.connections)
+    server.run(sockets=[listener])
+
+
+def _renewal(tls: TlsFiles, config: uvicorn.Config) -> Callable[[], Awaitable[None]]:
+    async def renew() -> None:
+        if config.ssl is not None:
+            tls.renew(config.ssl)
+
+    return renew
+
+
+def _as_config(settings: ServingSettings, given: Mapping[str, object]) -> str:
+    """``settings`` as a configuration file, with a note where each came from."""
+    variables = {name.upper() for name in os.environ}
+    values, notes = settings.model_dump(mode="json"), {}
+    values["models"] = [f"{model.name}={model.path}" for model in settings.models]
+    for name in values:
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        if given.get(name) is not None:
+            notes[name] = f"--{name.replace('_', '-')}"
+        elif variable in variables:
+            notes[name] = variable
+        else:
+            notes[name] = "file" if name in settings.model_fields_set else "default"
+    return to_toml(values, notes)
 
 
 def _names(application: FastAPI) -> list[str]:

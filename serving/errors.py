@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from cbn_deploy.errors import CbnError, CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from serving.responses import JsonResponse
 
-__all__ = ["CLIENT_GONE", "ApiError", "error_response", "install_error_handlers"]
+__all__ = ["CLIENT_GONE", "ApiError", "error_reason", "error_response", "install_error_handlers"]
 
 CLIENT_GONE = 499  # of no standard, but what everybody's logs say since nginx
 
@@ -29,20 +29,55 @@ _SENTENCES = {
 }
 
 
-class ApiError(Exception):
-    """A request that gets ``status`` and ``detail``, one sentence for the client, instead of an answer."""
+# For metrics and logs, where one status has several reasons; the others are told by their status.
+_REASONS = {
+    0: "aborted",
+    400: "malformed",
+    401: "no_key",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "upload_timeout",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid_parameter",
+    CLIENT_GONE: "client_gone",
+    500: "internal",
+    501: "not_offered",
+    503: "not_ready",
+    504: "timeout",
+}
 
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+
+class ApiError(Exception):
+    """A request that gets ``status`` and ``detail``, one sentence for the client, instead of an answer.
+
+    ``reason`` is a word for metrics and logs, where the status alone does not say it.
+    """
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None, *, reason: str = "") -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = dict(headers or {})
+        self.reason = reason
+
+
+def error_reason(scope: MutableMapping[str, Any], status: int) -> str:
+    """The word that metrics and logs have for the error with which the request of ``scope`` ended."""
+    return scope.get("state", {}).get("reason") or _REASONS.get(status, "other")
 
 
 def error_response(
-    scope: MutableMapping[str, Any], status: int, detail: str = "", headers: Mapping[str, str] | None = None
+    scope: MutableMapping[str, Any],
+    status: int,
+    detail: str = "",
+    headers: Mapping[str, str] | None = None,
+    *,
+    reason: str = "",
 ) -> JsonResponse:
-    """The error body that the path of an ASGI ``scope`` promises."""
+    """The error body that the path of an ASGI ``scope`` promises; ``reason`` is for :func:`error_reason`."""
+    scope.setdefault("state", {})["reason"] = reason
     title = "Client Closed Request" if status == CLIENT_GONE else HTTPStatus(status).phrase
     detail = detail or _SENTENCES.get(status, title)
     if scope["path"] == "/v2" or scope["path"].startswith("/v2/"):
@@ -66,17 +101,17 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _answer(request: Request, error: Exception) -> JsonResponse:
     match error:
         case ApiError():
-            return error_response(request.scope, error.status, error.detail, error.headers)
+            return error_response(request.scope, error.status, error.detail, error.headers, reason=error.reason)
         case HTTPException():
             return error_response(request.scope, error.status_code, headers=error.headers)
         case RequestValidationError():
             return error_response(request.scope, 422, _sentence(error))
         case ImageTooLargeError():
-            return error_response(request.scope, 413, str(error))
+            return error_response(request.scope, 413, str(error), reason="image_too_large")
         case UnsupportedImageError():
-            return error_response(request.scope, 415, str(error))
+            return error_response(request.scope, 415, str(error), reason="unsupported_image")
         case CorruptImageError():
-            return error_response(request.scope, 422, str(error))
+            return error_response(request.scope, 422, str(error), reason="corrupt_image")
         case _:
             raise error  # not the client's doing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,13 +16,20 @@ from serving.inference import InferencePool
 from serving.metrics import Metrics
 from serving.models import ModelRegistry, Watcher
 from serving.settings import ServingSettings
+from serving.tracing import Tracing
 
 __all__ = ["Services", "ServicesOf"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Services:
-    """The parts of a running server; ``keys`` is ``None`` where it is open to everybody."""
+    """The parts of a running server.
+
+    Attributes:
+        keys: ``None`` where it is open to everybody.
+        tracing: ``None`` where nobody asks for traces.
+        connections: how many are open; ``None`` where whoever listens does not say.
+    """
 
     settings: ServingSettings
     registry: ModelRegistry
@@ -32,6 +40,8 @@ class Services:
     keys: ApiKeys | None
     watcher: Watcher
     drain: Drain
+    tracing: Tracing | None
+    connections: Callable[[], int] | None = None
 
     def not_ready(self) -> str:
         """Why requests should not be sent here; empty: they will be answered."""
@@ -43,6 +53,8 @@ class Services:
         self.decoder.close()
         self.inference.close()
         self.registry.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
 
 async def _services(request: Request) -> Services:

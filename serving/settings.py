@@ -1,11 +1,14 @@
 """Every knob of the server, in one place.
 
-Precedence: an argument (a ``cbn-serve`` flag) beats the environment variable ``CBN_<NAME>``, which beats the default.
+Precedence: an argument (a ``cbn-serve`` flag) beats the environment variable ``CBN_<NAME>``, which beats the
+configuration file (``--config``), which beats the default.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +18,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cbn_deploy.errors import SettingsError
 from cbn_deploy.runtime.factory import RuntimeName, available_cpus
+from serving.config_file import read_config_file, suggest
 
-__all__ = ["MODEL_NAME", "ModelSource", "ServingSettings", "load_settings"]
+__all__ = ["ENV_PREFIX", "MODEL_NAME", "ModelSource", "ServingSettings", "load_settings", "unknown_variables"]
 
-_ENV_PREFIX = "CBN_"
+ENV_PREFIX = "CBN_"
+_CONFIG = "config"
+_CONFIG_VARIABLE = f"{ENV_PREFIX}{_CONFIG.upper()}"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# scheme://host[:port], as browsers write an origin.
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -51,34 +59,72 @@ class ModelSource(BaseModel):
 class ServingSettings(BaseSettings):
     """What ``create_app`` and ``cbn-serve`` are given. Durations are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    models: Annotated[tuple[ModelSource, ...], NoDecode] = ()
-    model_repository: Path | None = None
-    keep_versions: int = Field(default=2, ge=1, le=1000)
-    watch_interval: float = Field(default=2.0, ge=0, le=3600)
-    model_control: bool | None = None
-    runtime: RuntimeName = "auto"
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    models: Annotated[tuple[ModelSource, ...], NoDecode] = Field(
+        default=(), description="Model files; NAME=PATH serves one under a name of its own."
+    )
+    model_repository: Path | None = Field(
+        default=None, description="Folder of models, NAME/VERSION/model.onnx or NAME.onnx, watched for changes."
+    )
+    keep_versions: int = Field(
+        default=2, ge=1, le=1000, description="Newest versions of a model in the folder that answer."
+    )
+    watch_interval: float = Field(
+        default=2.0, ge=0, le=3600, description="Seconds between looks at the model files; 0: never."
+    )
+    model_control: bool | None = Field(
+        default=None,
+        description="Let clients load and unload models. Unless set: only on a loopback address or with API keys.",
+    )
+    runtime: RuntimeName = Field(
+        default="auto", description="auto, onnxruntime, onnxruntime-cuda, openvino, torch or tensorrt."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
-    threads: int = Field(default_factory=available_cpus, ge=1, le=1024)
-    decode_threads: int = Field(default_factory=available_cpus, ge=1, le=1024)
-    concurrency: int = Field(default=1, ge=1, le=1024)
-    max_batch: int = Field(default=32, ge=1, le=4096)
-    max_delay: float = Field(default=0.0, ge=0, le=10)
-    max_queue: int = Field(default=64, ge=1, le=100_000)
-    timeout: float = Field(default=30.0, gt=0, le=3600)
+    threads: int = Field(default_factory=available_cpus, ge=1, le=1024, description="Threads that share one inference.")
+    decode_threads: int = Field(
+        default_factory=available_cpus, ge=1, le=1024, description="Threads that decode images."
+    )
+    concurrency: int = Field(default=1, ge=1, le=1024, description="Inferences that run at once.")
+    max_batch: int = Field(default=32, ge=1, le=4096, description="Images that one inference takes at most.")
+    max_delay: float = Field(
+        default=0.0, ge=0, le=10, description="Seconds that a batch which is not full waits for more images."
+    )
+    max_queue: int = Field(
+        default=64, ge=1, le=100_000, description="Requests of a model in progress or waiting; then 503."
+    )
+    timeout: float = Field(default=30.0, gt=0, le=3600, description="Seconds for decoding and inference, then 504.")
 
-    max_upload_bytes: int = Field(default=16 * 2**20, ge=1, le=2**31)
-    max_pixels: int = Field(default=40_000_000, ge=1, le=1_000_000_000)
-    max_images: int = Field(default=32, ge=1, le=4096)
-    upload_timeout: float = Field(default=10.0, gt=0, le=3600)
+    max_upload_bytes: int = Field(default=16 * 2**20, ge=1, le=2**31, description="Bytes of a request's body.")
+    max_pixels: int = Field(default=40_000_000, ge=1, le=1_000_000_000, description="Pixels of a decoded image.")
+    max_images: int = Field(default=32, ge=1, le=4096, description="Images in a request.")
+    upload_timeout: float = Field(
+        default=10.0, gt=0, le=3600, description="Seconds for a head to arrive, and for a body, then 408."
+    )
 
-    max_connections: int = Field(default=1000, ge=1, le=1_000_000)
-    drain_delay: float = Field(default=0.0, ge=0, le=3600)
-    drain_timeout: int = Field(default=30, ge=1, le=3600)
-    api_key_file: Path | None = None
+    max_connections: int = Field(default=1000, ge=1, le=1_000_000, description="Open connections.")
+    drain_delay: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="Seconds after SIGTERM in which requests are still taken, but not ready.",
+    )
+    drain_timeout: int = Field(default=30, ge=1, le=3600, description="Seconds that SIGTERM leaves requests to finish.")
+
+    api_key_file: Path | None = Field(
+        default=None, description="File of API keys, one a line, read again when it changes. Without: open to all."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may call the server, separated by commas; *: all. Unless set: none.",
+    )
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of the certificate and its chain: serve HTTPS. Read again when it changes."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key.")
+    access_log: bool = Field(default=True, description="Log every request.")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -96,6 +142,25 @@ class ServingSettings(BaseSettings):
                 raise ValueError(f"two models are called {name!r}; write NAME=PATH to give each its own name")
         return models
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:80]!r} is no origin; write https://HOST, https://HOST:PORT or *")
+        return origins
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> ServingSettings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise PydanticCustomError("tls_half", "one TLS file")
+        return self
+
     @model_validator(mode="after")
     def _something_to_serve(self) -> ServingSettings:
         if not self.models and self.model_repository is None:
@@ -110,22 +175,51 @@ class ServingSettings(BaseSettings):
         return self.api_key_file is not None or self.host in _LOOPBACK
 
 
-def load_settings(**given: Any) -> ServingSettings:
-    """Settings from arguments and environment; an argument that is ``None`` counts as not given.
+def load_settings(*, config: Path | None = None, **given: Any) -> ServingSettings:
+    """Settings from arguments, environment and file; an argument that is ``None`` counts as not given.
+
+    Args:
+        config: a TOML file of settings; by default the one that ``CBN_CONFIG`` names, if that is set.
+        given: settings by name.
 
     Raises:
-        SettingsError: a value that is impossible, or no model.
+        SettingsError: a value that is impossible, a file that cannot be read or has unknown settings, or no model.
     """
+    file = config or (Path(os.environ[_CONFIG_VARIABLE]) if os.environ.get(_CONFIG_VARIABLE) else None)
+    in_file = {} if file is None else read_config_file(file, ServingSettings.model_fields)
+    arguments = {name: value for name, value in given.items() if value is not None}
+    variables = {name.upper() for name in os.environ}
+    below = {
+        name: value
+        for name, value in in_file.items()
+        if name not in arguments and f"{ENV_PREFIX}{name.upper()}" not in variables
+    }
     try:
-        return ServingSettings(**{name: value for name, value in given.items() if value is not None})
+        return ServingSettings(**below, **arguments)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "nothing_to_serve":
-            raise SettingsError(
-                "Say which model files to serve: cbn-serve MODEL.onnx, or --model-repository DIR."
-            ) from error
-        name = ".".join(map(str, first["loc"][:1])) or "settings"
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise SettingsError(
-            f"--{name.replace('_', '-')} ({_ENV_PREFIX}{name.upper()}): {message}; see cbn-serve --help."
-        ) from error
+        raise _settings_error(error, file, below) from error
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each environment variable that looks like a misspelt setting."""
+    known = [*ServingSettings.model_fields, _CONFIG]
+    names = (
+        name.upper().removeprefix(ENV_PREFIX).lower() for name in os.environ if name.upper().startswith(ENV_PREFIX)
+    )
+    return [
+        f"{ENV_PREFIX}{name.upper()} is no setting{hint}."
+        for name in sorted(names)
+        if name not in known and (hint := suggest(name, known))
+    ]
+
+
+def _settings_error(error: ValidationError, file: Path | None, in_file: Mapping[str, Any]) -> SettingsError:
+    first = error.errors()[0]
+    if first["type"] == "nothing_to_serve":
+        return SettingsError("Say which model files to serve: cbn-serve MODEL.onnx, or --model-repository DIR.")
+    if first["type"] == "tls_half":
+        return SettingsError("TLS takes both --tls-cert and --tls-key; give the other one too, or neither.")
+    name = ".".join(map(str, first["loc"][:1])) or "settings"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    places = f"{ENV_PREFIX}{name.upper()}" + (f", {name} in {file}" if name in in_file else "")
+    return SettingsError(f"--{name.replace('_', '-')} ({places}): {message}; see cbn-serve --help.")

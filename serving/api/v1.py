@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -20,12 +19,13 @@ from serving.api.schemas import (
     Timing,
     problems,
 )
+from serving.classification import Classification
 from serving.connection import while_connected
 from serving.errors import ApiError
 from serving.images import read_images
 from serving.models import ServedModel
 from serving.responses import JsonResponse
-from serving.services import Services, ServicesOf
+from serving.services import ServicesOf
 
 __all__ = ["router"]
 
@@ -68,19 +68,18 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
     model = services.registry.get(query.model, query.version)
     with services.admission.admit(model):
         choices = check_query(query, model)
+        work = Classification(request, model, services)
         images = await read_images(request, services.settings, services.decoder)
         limit = min(query.timeout or math.inf, services.settings.timeout)
         try:
             async with while_connected(request):
-                prediction, timing = await asyncio.wait_for(_classify(images, model, services), limit)
+                prediction, timing = await asyncio.wait_for(_classify(images, work), limit)
         except asyncio.TimeoutError:
             raise ApiError(504, f"No answer within {limit:g} seconds; send fewer images.") from None
         recent = None if choices.prior_kind != "estimate" else await services.decoder.run(model.traffic.prior.estimate)
         choices = with_estimate(choices, recent)
         arguments = prediction, model.description, choices
         results = await services.decoder.run(image_results, *arguments) if query.explain else image_results(*arguments)
-    services.metrics.images.labels(model=model.name).inc(len(images))
-    request.state.log.update(model=model.name, images=len(images))
     return JsonResponse(
         ClassifyResponse(
             model=model.name,
@@ -95,15 +94,9 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
     )
 
 
-async def _classify(images: list[bytes], model: ServedModel, services: Services) -> tuple[Prediction, Timing]:
-    started = time.perf_counter()
-    batch = await services.decoder.decode(images, model.description.preprocessing)
-    decoded = time.perf_counter() - started
-    timed = await model.predict(batch)
-    stages = {"decode": decoded, "queue": timed.queue_seconds, "inference": timed.inference_seconds}
-    for stage, seconds in stages.items():
-        services.metrics.stage_seconds.labels(model=model.name, stage=stage).observe(seconds)
-    milliseconds = {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in stages.items()}
+async def _classify(images: list[bytes], work: Classification) -> tuple[Prediction, Timing]:
+    timed = await work.predict(await work.decode(images))
+    milliseconds = {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in work.seconds.items()}
     return timed.prediction, Timing(**milliseconds, batch_size=timed.batch_size)
 
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.settings import MODEL_NAME, ModelSource
+from serving.watched_file import Fingerprint, fingerprint
 
-__all__ = ["Fingerprint", "ModelFile", "find_files"]
+__all__ = ["ModelFile", "find_files"]
 
 FIRST_VERSION = 1
 _FILE = "model.onnx"
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-
-Fingerprint = tuple[int, int, int]  # modification time in ns, size, inode: what changes when a file is changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,9 @@ def find_files(sources: tuple[ModelSource, ...], repository: Path | None) -> dic
         paths += [found for found in _in_repository(repository) if found[0] not in named]
     files: dict[tuple[str, int], ModelFile] = {}
     for name, version, path in paths:
-        fingerprint = _fingerprint(path)
-        if fingerprint is not None:
-            file = ModelFile(name=name, version=version, path=path, fingerprint=fingerprint)
+        found = fingerprint(path)
+        if found is not None:
+            file = ModelFile(name=name, version=version, path=path, fingerprint=found)
             files.setdefault((name, version), file)
     return files
 
@@ -69,11 +68,3 @@ def _versions(folder: Path) -> list[Path]:
         return [path for path in sorted(folder.iterdir()) if _VERSION.fullmatch(path.name)]
     except OSError:  # removed meanwhile, or not ours to read: it has no versions
         return []
-
-
-def _fingerprint(path: Path) -> Fingerprint | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -13,17 +13,19 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from cbn_deploy.errors import CbnError, SettingsError
 from serving.errors import ApiError
 from serving.inference import InferencePool
-from serving.models.files import Fingerprint, ModelFile, find_files
+from serving.models.files import ModelFile, find_files
 from serving.models.loading import OnBatch, load_model
 from serving.models.served import ServedModel
 from serving.models.state import ModelState, Slot
 from serving.settings import ServingSettings
+from serving.watched_file import Fingerprint
 
 __all__ = ["ModelRegistry"]
 
@@ -41,7 +43,6 @@ class ModelRegistry:
         settings: which files, and how they are loaded.
         pool: where inference runs.
         on_batch: called with the model's name after every batch.
-        on_change: called, in the loading thread, after what is served has changed.
 
     Raises:
         CbnError: a model named in the settings cannot be served; one in the folder of models is only marked so.
@@ -52,11 +53,11 @@ class ModelRegistry:
         settings: ServingSettings,
         pool: InferencePool,
         on_batch: OnBatch,
-        on_change: Callable[[ModelRegistry], None],
     ) -> None:
         self._settings, self._pool = settings, pool
-        self._on_batch, self._on_change = on_batch, on_change
+        self._on_batch = on_batch
         self._loading = threading.Lock()
+        self._loads: Counter[tuple[str, str]] = Counter()
         self._slots: Mapping[Key, Slot] = MappingProxyType({})
         self._seen: Mapping[Key, Fingerprint] = {}
         self._unloaded: frozenset[str] = frozenset()
@@ -99,6 +100,12 @@ class ModelRegistry:
     def index(self) -> list[ModelState]:
         """Every version of every model, and what has become of it."""
         return [slot.as_state() for slot in self._slots.values()]
+
+    def loads(self) -> dict[tuple[str, str], int]:
+        """How often a file of a model was loaded and how often it was refused: (name, success or failure) -> times."""
+        names = {slot.name for slot in self._slots.values()}
+        never = {(name, outcome): 0 for name in sorted(names) for outcome in ("success", "failure")}
+        return {**never, **self._loads}
 
     def not_ready(self) -> str:
         """Why requests would not be answered: a model that was there at the start has no version that answers, or there
@@ -244,9 +251,11 @@ class ModelRegistry:
 
     def _adopt(self, file: ModelFile, model: ServedModel) -> None:
         key = (file.name, file.version)
+        self._loads[file.name, "success"] += 1
         self._put(key, Slot(name=file.name, version=file.version, model=model, tried=file.fingerprint, state="READY"))
 
     def _reject(self, slot: Slot, file: ModelFile, why: str) -> None:
+        self._loads[file.name, "failure"] += 1
         if slot.model is None:
             rejected = dataclasses.replace(slot, tried=file.fingerprint, state="UNAVAILABLE", reason=why)
         else:
@@ -278,7 +287,6 @@ class ModelRegistry:
 
     def _publish(self, slots: Mapping[Key, Slot]) -> None:
         self._slots = MappingProxyType(dict(sorted(slots.items())))
-        self._on_change(self)
 
 
 def _ready(slots: Mapping[Key, Slot], name: str) -> list[ServedModel]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.models.files import Fingerprint, ModelFile
+from serving.models.files import ModelFile
 from serving.models.served import ServedModel
+from serving.watched_file import Fingerprint
 
 __all__ = ["ModelState", "Slot", "State"]
 

@@ -189,14 +189,22 @@ def test_occupancy_is_a_drift_signal(start_server: Callable[..., Server], model_
     assert_allclose(occupancy, expected.mean((1, 2)), **tolerance("served probability"))
     distance = 0.5 * np.abs(np.array(occupancy) - (0.2, 0.3, 0.5)).sum()
     assert metric(server, "cbn_occupancy_drift")[layer] == pytest.approx(distance, rel=1e-6)
-    assert metric(server, "cbn_occupancy_images")['model="colours",version="1"'] >= 32
+    assert metric(server, "cbn_occupancy_images_total")['model="colours",version="1"'] >= 32
 
 
 def test_a_timeout_and_a_version_can_be_asked_for(long_tail: Server) -> None:
     assert classify(long_tail, RED, timeout=20, version="1")["version"] == "1"
-    late = long_tail.client.post("/v1/classify", params={"timeout": 1e-9}, files={"image": RED})
-    assert late.status_code == 504
+    for impossible in (5e-324, 0.009, 0, -1, "nan"):
+        refused = long_tail.client.post("/v1/classify", params={"timeout": impossible}, files={"image": RED})
+        assert refused.status_code == 422, impossible
     assert long_tail.client.post("/v1/classify", params={"version": "7"}, files={"image": RED}).status_code == 404
+
+
+def test_an_answer_that_comes_too_late_is_not_waited_for(start_server: Callable[..., Server], slow_path: Path) -> None:
+    server = start_server(slow_path, "--threads", 1)
+    late = server.client.post("/v1/classify", params={"timeout": 0.01}, files={"image": RED})
+    assert late.status_code == 504
+    assert "0.01 seconds" in late.json()["detail"]
 
 
 def test_every_parameter_is_documented(long_tail: Server) -> None:

@@ -38,7 +38,7 @@ def start(repository: Path) -> Iterator[Start]:
 
     def start(**settings: Any) -> ModelRegistry:
         chosen = load_settings(**{"model_repository": repository, "threads": 1, "max_batch": 4, **settings})
-        started.append(ModelRegistry(chosen, pool, lambda *_: None, lambda _: None))
+        started.append(ModelRegistry(chosen, pool, lambda *_: None))
         return started[-1]
 
     yield start

@@ -47,10 +47,10 @@ def test_metrics_count_what_happened(start_server: Callable[..., Server], colour
     assert found[key("cbn_requests_total", method="GET", route="unmatched", status="404")] == 3
     assert found[key("cbn_requests_total", method="other", route="/healthz", status="405")] == 1
     assert found[key("cbn_images_total", model="colours")] == 6
-    assert found[key("cbn_request_seconds_count", route="/v1/classify")] == 4
+    assert found[key("cbn_request_duration_seconds_count", route="/v1/classify")] == 4
     assert found[key("cbn_requests_in_flight")] == 1  # the scrape itself
     for stage in ("decode", "queue", "inference"):
-        assert found[key("cbn_stage_seconds_count", model="colours", stage=stage)] == 3
+        assert found[key("cbn_stage_duration_seconds_count", model="colours", stage=stage)] == 3
     (info,) = [dict(labels) for name, labels in found if name == "cbn_model_info"]
     assert (info["model"], info["kernel_path"], info["runtime"]) == ("colours", "portable", "onnxruntime")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from serving.api.v2.request import InferRequest, RequestedOutput, header_length,
 from serving.api.v2.schemas import INFER_BODY, INFER_RESPONSES, InferResponse
 from serving.api.v2.signature import INPUT
 from serving.body import read_body
+from serving.classification import Classification
 from serving.connection import while_connected
 from serving.errors import ApiError
 from serving.models import ServedModel
@@ -53,6 +53,7 @@ async def infer(request: Request, model: str, services: ServicesOf, version: str
     """Classify the tensor `images` or the files `image_bytes`: logits and, where the model returns them, posteriors."""
     served = services.registry.get(model, version)
     with services.admission.admit(served):
+        work = Classification(request, served, services)
         body = await _read(request, services)
         loop = asyncio.get_running_loop()
         arrived = loop.time()
@@ -60,9 +61,8 @@ async def infer(request: Request, model: str, services: ServicesOf, version: str
         outputs = requested_outputs(parsed, served)
         limit = min(parsed.timeout or services.settings.timeout, services.settings.timeout)
         async with while_connected(request):
-            images = given if isinstance(given, np.ndarray) else await _decode(given, served, services, limit)
-            predicted = await served.predict(images, deadline=arrived + limit)
-        _record(request, services, served, len(images), predicted.queue_seconds, predicted.inference_seconds)
+            images = given if isinstance(given, np.ndarray) else await _decode(given, work, limit)
+            predicted = await work.predict(images, deadline=arrived + limit)
         answer = await _encode(parsed, served, outputs, predicted.prediction, services)
         return await _respond(answer, request, services)
 
@@ -96,25 +96,11 @@ async def _parse(
     return await services.decoder.run(parse)
 
 
-async def _decode(files: list[bytes], served: ServedModel, services: Services, limit: float) -> NDArray[np.float32]:
-    started = time.perf_counter()
+async def _decode(files: list[bytes], work: Classification, limit: float) -> NDArray[np.float32]:
     try:
-        images = await asyncio.wait_for(services.decoder.decode(files, served.description.preprocessing), limit)
+        return await asyncio.wait_for(work.decode(files), limit)
     except asyncio.TimeoutError:
         raise ApiError(504, f"The images were not decoded within {limit:g} seconds; send fewer.") from None
-    seconds = time.perf_counter() - started
-    services.metrics.stage_seconds.labels(model=served.name, stage="decode").observe(seconds)
-    return images
-
-
-def _record(
-    request: Request, services: Services, served: ServedModel, images: int, queue: float, inference: float
-) -> None:
-    metrics = services.metrics
-    metrics.images.labels(model=served.name).inc(images)
-    metrics.stage_seconds.labels(model=served.name, stage="queue").observe(queue)
-    metrics.stage_seconds.labels(model=served.name, stage="inference").observe(inference)
-    request.state.log.update(model=served.name, images=images)
 
 
 async def _encode(
