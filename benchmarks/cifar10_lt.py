@@ -63,6 +63,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "algorithm2, momentum 0.1": ("statistics=algorithm2",),
 }
 DUAL_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "normaliser shared": ("norm.normalizer=shared",),
     "density joint": ("norm.density_scale=joint",),
     "density 1/D": ("norm.density_scale=mean_channels",),
     "posterior detached": ("norm.posterior_gradient=false",),
@@ -87,6 +88,7 @@ STUDIES: Mapping[str, Study] = {
     "readings": Study(
         (*SMALL, "epochs=10", "schedule.evaluate_every=10", *PLAIN_VIEWS),
         TABLE2
+        | {"CBN + SBN, normaliser shared": (*NO_CONSISTENCY, "norm.normalizer=shared")}
         | {f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()}
         | {f"CBN + SBN + DPL, {name}": change for name, change in DUAL_CHOICES.items()},
     ),
