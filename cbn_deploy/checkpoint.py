@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cbn_deploy.atomic import atomic_path
+from cbn_deploy.digest import file_sha256
 from cbn_deploy.errors import CheckpointError, ModelFileError
 from cbn_deploy.models import ArchitectureConfig, create_model
 from cbn_deploy.runtime.description import ModelDescription
@@ -130,15 +130,6 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"The checkpoint's tensor {name} is not finite; the training run diverged.")
     return model.eval()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_samples(path: Path, checkpoint: Checkpoint) -> None:
