@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
 
 from cbn_deploy.cli import run_cli
 from cbn_deploy.errors import SettingsError
@@ -126,6 +127,7 @@ def serve(
 def main() -> None:
     """Entry point of ``cbn-serve``."""
     configure_logging()
+    disable_created_metrics()  # a second series beside every counter, which hardly anybody reads
     signal.signal(signal.SIGTERM, _exit_cleanly)
     run_cli(app)
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from cbn_deploy.errors import CbnError, CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from serving.responses import JsonResponse
 
-__all__ = ["CLIENT_GONE", "ApiError", "error_reason", "error_response", "install_error_handlers"]
+__all__ = ["CLIENT_GONE", "REASONS", "ApiError", "error_reason", "error_response", "install_error_handlers"]
 
 CLIENT_GONE = 499  # of no standard, but what everybody's logs say since nginx
 
@@ -47,6 +47,8 @@ _REASONS = {
     503: "not_ready",
     504: "timeout",
 }
+_OTHER = "other"
+REASONS = frozenset({*_REASONS.values(), "queue_full", "image_too_large", "unsupported_image", "corrupt_image", _OTHER})
 
 
 class ApiError(Exception):
@@ -65,7 +67,7 @@ class ApiError(Exception):
 
 def error_reason(scope: MutableMapping[str, Any], status: int) -> str:
     """The word that metrics and logs have for the error with which the request of ``scope`` ended."""
-    return scope.get("state", {}).get("reason") or _REASONS.get(status, "other")
+    return scope.get("state", {}).get("reason") or _REASONS.get(status, _OTHER)
 
 
 def error_response(

@@ -131,6 +131,8 @@ class ServingSettings(BaseSettings):
     def _parse_models(cls, value: Any) -> Any:
         """``CBN_MODELS`` and the command line give text: ``PATH`` or ``NAME=PATH``, several separated by commas."""
         texts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple):
+            raise ValueError("must be a list of PATH or NAME=PATH")
         return tuple(ModelSource.parse(text.strip()) if isinstance(text, str) else text for text in texts)
 
     @field_validator("models")

@@ -75,3 +75,38 @@ def test_flags_beat_the_environment(start_server: Callable[..., Server], colours
     assert (model["name"], model["runtime"], model["threads"]) == ("tints", runtime, 1)
     answer = server.client.post("/v1/classify", files={"image": RED}).json()
     assert answer["results"][0]["predictions"][0]["label"] == "red"
+
+
+def test_the_configuration_can_be_printed_and_used_again(tmp_path: Path, colours_path: Path) -> None:
+    file = tmp_path / "cbn.toml"
+    file.write_text('max_queue = 3\nmax_batch = 5\nhost = "0.0.0.0"\n')
+    arguments = [f"tints={colours_path}", "--config", file, "--max-batch", 7, "--print-config"]
+    done = run(*arguments, CBN_MAX_DELAY="0.5")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "max_queue = 3  # file",
+        "max_batch = 7  # --max-batch",
+        "max_delay = 0.5  # CBN_MAX_DELAY",
+        "max_images = 32  # default",
+        f'models = ["tints={colours_path}"]  # --models',
+        "# api_key_file =  # default",
+    ):
+        assert line in done.stdout.splitlines()
+    file.write_text(done.stdout)
+    again = run("--config", file, "--print-config")
+    values = [[line.partition("  #")[0] for line in text.splitlines()] for text in (done.stdout, again.stdout)]
+    assert values[0] == values[1]
+
+
+def test_settings_of_the_file_and_a_misspelt_variable(
+    start_server: Callable[..., Server], colours_path: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "cbn.toml"
+    file.write_text(f'models = ["tints={colours_path}"]\nthreads = 1\n')
+    environment = {"CBN_CONFIG": str(file), "CBN_MAX_QEUE": "3"}
+    server = start_server(environment=environment)
+    assert server.client.get("/v1/models").json()["models"][0]["name"] == "tints"
+    assert [line["message"] for line in server.log if line["level"] == "warning"] == [
+        "CBN_MAX_QEUE is no setting; did you mean max_queue."
+    ]
+    assert_one_sentence(run("--config", tmp_path / "absent.toml"), "cannot be read")

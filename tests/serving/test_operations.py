@@ -73,3 +73,52 @@ def test_request_ids(server: Server) -> None:
     assert server.client.get("/nowhere", headers={"X-Request-ID": "mine"}).json()["request_id"] == "mine"
     for bad in ("x" * 65, "a b", 'quote"', "<b>"):
         assert server.client.get("/healthz", headers={"X-Request-ID": bad}).headers["x-request-id"] != bad
+
+
+def test_a_real_server_counts_its_connections_and_makes_no_created_series(server: Server) -> None:
+    found = samples(server)
+    assert found[key("cbn_connections")] >= 1
+    assert found[key("cbn_connections_limit")] == 1000
+    assert not [name for name, _ in found if name.endswith("_created")]
+
+
+def test_request_ids_follow_the_trace(server: Server) -> None:
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    valid = f"00-{trace}-{parent}-01"
+    assert server.client.get("/healthz", headers={"traceparent": valid}).headers["x-request-id"] == trace
+    both = {"traceparent": valid, "X-Request-ID": "mine"}
+    assert server.client.get("/healthz", headers=both).headers["x-request-id"] == "mine"
+    for bad in (
+        f"ff-{trace}-{parent}-01",
+        f"00-{'0' * 32}-{parent}-01",
+        f"00-{trace}-{'0' * 16}-01",
+        f"00-{trace.upper()}-{parent}-01",
+        f"00-{trace}-{parent}",
+        valid + "<",
+        "",
+    ):
+        assert server.client.get("/healthz", headers={"traceparent": bad}).headers["x-request-id"] != trace, bad
+
+
+def test_the_access_log_says_where_the_time_went_and_why_not(
+    start_server: Callable[..., Server], colours_path: Path
+) -> None:
+    server = start_server(colours_path)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    server.client.post("/v1/classify", files={"image": RED}, headers=headers)
+    entry = server.wait_for_log("request")
+    assert (entry["trace_id"], entry["request_id"], entry["version"]) == (trace, trace, "1")
+    assert 0 < entry["decode_ms"] + entry["queue_ms"] + entry["inference_ms"] < entry["duration_ms"]
+    server.client.post("/v1/classify", content=b"GIF89a", headers={"Content-Type": "image/gif"})
+    entry = server.wait_for_log("request")
+    assert (entry["status"], entry["reason"], entry["model"]) == (415, "unsupported_image", "colours")
+    server.client.get("/" + "x" * 10_000)
+    assert len(server.wait_for_log("request")["path"]) == 512
+
+
+def test_access_logs_can_be_left_out(start_server: Callable[..., Server], colours_path: Path) -> None:
+    server = start_server(colours_path, "--no-access-log")
+    server.client.get("/healthz")
+    server.terminate()
+    assert [line["message"] for line in server.whole_log() if line["message"] == "request"] == []
