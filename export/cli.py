@@ -1,11 +1,11 @@
-"""``cbn-export``: a checkpoint becomes one self-describing ``model.onnx``, or a TensorRT engine made from it."""
+"""``cbn-export``: a checkpoint becomes one self-describing ``model.onnx``, or an engine or repository made from it."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, List, Optional  # noqa: UP035 - as below
 
 import typer
@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.cli import run_cli
-from export.render import accuracy_table, engine_table, parity_table, precision_ops_table, summary_table
+from cbn_deploy.runtime.onnx_file import read_onnx_file
+from export.render import (
+    accuracy_table,
+    engine_table,
+    parity_table,
+    precision_ops_table,
+    repository_table,
+    summary_table,
+)
 
 if TYPE_CHECKING:
     from export.parity_report import ParityReport
@@ -40,6 +48,7 @@ class Target(str, enum.Enum):
     ONNX = "onnx"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    TRITON = "triton"
 
 
 @app.command(
@@ -51,19 +60,24 @@ class Target(str, enum.Enum):
     "  cbn-export model.pt -o int8.onnx --precision int8 --data digits\n\n"
     "  cbn-export model.pt --prune-components   (a layer with one Gaussian left becomes a plain convolution)\n\n"
     "  cbn-export model.pt --target tensorrt-rtx --compute-capability 8.9   (needs no GPU)\n\n"
-    "  cbn-export model.onnx --target tensorrt --batch-sizes 1,8,32   (on the GPU that will run it)"
+    "  cbn-export model.onnx --target tensorrt --batch-sizes 1,8,32   (on the GPU that will run it)\n\n"
+    "  cbn-export model.pt --target triton -o model_repository/birds   (for NVIDIA Triton Inference Server)"
 )
 def export_model(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            metavar="MODEL.pt", help="Checkpoint made by cbn-train; for an engine also an exported MODEL.onnx."
+            metavar="MODEL.pt",
+            help="Checkpoint made by cbn-train; for another target than onnx also an exported MODEL.onnx.",
         ),
     ],
     output: Annotated[
         Optional[Path],  # noqa: UP045 - typer evaluates annotations on Python 3.10 too
         typer.Option(
-            "--output", "-o", help="File to write; by default MODEL.onnx or MODEL.engine beside the checkpoint."
+            "--output",
+            "-o",
+            help="File to write; by default MODEL.onnx or MODEL.engine beside the checkpoint. For Triton the "
+            "model's folder in its repository; by default model_repository/MODEL.",
         ),
     ] = None,
     inline: Annotated[
@@ -96,7 +110,10 @@ def export_model(
     target: Annotated[Target, typer.Option(help="Kind of file to write.")] = Target.ONNX,
     batch_sizes: Annotated[
         str,
-        typer.Option(metavar="MIN,OPT,MAX", help="Batches that an engine accepts; it is tuned for the middle one."),
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Batches that an engine accepts; it is tuned for the middle one. Triton needs the last alone.",
+        ),
     ] = "1,8,32",
     compute_capability: Annotated[
         Optional[List[str]],  # noqa: UP006, UP045
@@ -105,6 +122,16 @@ def export_model(
             help="GPU to build a TensorRT-RTX engine for; repeat it for several. By default 8.6, 8.9 and 12.0.",
         ),
     ] = None,
+    repository_at: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="PATH", help="With --target triton: where Triton sees the model repository.  [default: /models]"
+        ),
+    ] = None,
+    no_op_library: Annotated[
+        bool,
+        typer.Option("--no-op-library", help="With --target triton: let standard ops compute the cbn op."),
+    ] = False,
     prune_components: Annotated[
         bool,
         typer.Option(
@@ -137,7 +164,7 @@ def export_model(
         ),
     ] = False,
 ) -> None:
-    """Export a checkpoint to ONNX, or through ONNX to a TensorRT engine.
+    """Export a checkpoint to ONNX, or through ONNX to a TensorRT engine or a model repository for Triton.
 
     The file appears only after every layer and the logits have been compared with the checkpoint, in float32 and in
     float64, on real images and on extremes; an int8 or fp16 file after its accuracy has been compared instead of the
@@ -146,6 +173,10 @@ def export_model(
     _check_precision(precision, target, calibration, max_drop)
     if prune_threshold is not None and not prune_components:
         raise typer.BadParameter("--prune-threshold goes with --prune-components.")
+    if target is not Target.TRITON and (repository_at is not None or no_op_library):
+        raise typer.BadParameter("--repository-at and --no-op-library go with --target triton.")
+    if target not in (Target.TENSORRT, Target.TENSORRT_RTX) and compute_capability:
+        raise typer.BadParameter("--compute-capability goes with --target tensorrt-rtx.")
     # torch and onnx take seconds to import; --help and usage errors should not.
     from export.pipeline import ExportOptions
 
@@ -165,14 +196,18 @@ def export_model(
         threshold = DEFAULT_THRESHOLD if prune_threshold is None else prune_threshold
         options = dataclasses.replace(options, prune_threshold=threshold)
     if target is Target.ONNX:
-        if compute_capability:
-            raise typer.BadParameter("--compute-capability goes with --target tensorrt-rtx.")
         result = _export(checkpoint, output or checkpoint.with_suffix(".onnx"), options)
         Console().print(summary_table(result))
         _print_report(result.parity)
         return
     if checkpoint.suffix == ".onnx" and options != ExportOptions():
         raise typer.BadParameter("A MODEL.onnx is built as it is; give the MODEL.pt to export it in another way.")
+    if target is Target.TRITON:
+        folder = output or checkpoint.parent / "model_repository" / checkpoint.stem
+        _export_repository(
+            checkpoint, folder, options, _batch_sizes(batch_sizes)[2], repository_at or "/models", not no_op_library
+        )
+        return
     from export.tensorrt import EngineOptions
 
     engine_options = EngineOptions(
@@ -198,7 +233,7 @@ def _check_precision(precision: Precision, target: Target, calibration: Path | N
         raise typer.BadParameter("--calibration goes with --precision int8.")
     if precision is Precision.FP32 and max_drop is not None:
         raise typer.BadParameter("--max-drop goes with --precision int8 or fp16; fp32 must keep every answer.")
-    if precision is Precision.INT8 and target is not Target.ONNX:
+    if precision is Precision.INT8 and target in (Target.TENSORRT, Target.TENSORRT_RTX):
         raise typer.BadParameter("int8 files are made for CPUs; build an engine with --precision fp16 or fp32.")
 
 
@@ -257,6 +292,26 @@ def _export_engine(checkpoint: Path, output: Path, options: ExportOptions, engin
                 progress=lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total),
             )
     Console().print(engine_table(result))
+
+
+def _export_repository(
+    checkpoint: Path, folder: Path, options: ExportOptions, max_batch: int, seen_at: str, with_library: bool
+) -> None:
+    from export.triton_repository import RepositoryOptions, check_repository, write_repository
+
+    if not PurePosixPath(seen_at).is_absolute():
+        raise typer.BadParameter(f"--repository-at must be an absolute path, as Triton sees it, not {seen_at}.")
+    repository = RepositoryOptions(max_batch=max_batch, seen_at=PurePosixPath(seen_at), with_library=with_library)
+    check_repository(folder, repository)
+
+    def write_model(path: Path) -> None:
+        if checkpoint.suffix == ".onnx":
+            path.write_bytes(read_onnx_file(checkpoint).content)
+        else:
+            _print_report(_export(checkpoint, path, options).parity)
+
+    result = write_repository(write_model, folder, repository)
+    Console().print(repository_table(result))
 
 
 def _batch_sizes(text: str) -> tuple[int, int, int]:

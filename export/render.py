@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from export.precision import PrecisionReport
     from export.prune_components import PruningReport
     from export.tensorrt import EngineResult
+    from export.triton_repository import RepositoryResult
 
-__all__ = ["accuracy_table", "engine_table", "parity_table", "precision_ops_table", "summary_table"]
+__all__ = ["accuracy_table", "engine_table", "parity_table", "precision_ops_table", "repository_table", "summary_table"]
 
 
 def summary_table(result: ExportResult) -> Table:
@@ -33,6 +34,17 @@ def summary_table(result: ExportResult) -> Table:
     if description.precision != "fp32":
         table.add_row("precision", description.precision)
     table.add_row("checkpoint", f"sha256 {description.source_sha256}")
+    return table
+
+
+def repository_table(result: RepositoryResult) -> Table:
+    """What was written for Triton, and where it must find the library."""
+    table = Table(title=f"Model repository for Triton: {result.path.name}", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    table.add_row("folder", str(result.path))
+    table.add_row("files", ", ".join(result.files))
+    table.add_row("op library", "none" if result.library is None else f"Triton must see it as {result.library}")
     return table
 
 
