@@ -214,8 +214,8 @@ class DualPathBatchNorm2d(_SplitPathNorm):
         super().__init__(num_features, class_groups, config)
         self.split: SplitBatchNorm2d | None = None
         if self.config.split_groups is not None:
-            own = replace(self.config, components=self.config.split_groups, split_groups=None)
-            self.split = SplitBatchNorm2d(num_features, class_groups, own)
+            alone = replace(self.config, components=self.config.split_groups, split_groups=None)
+            self.split = SplitBatchNorm2d(num_features, class_groups, alone)
         elif self.config.split_affine == "separate":
             self.split_weight = nn.Parameter(torch.ones_like(self.weight))
             self.split_bias = nn.Parameter(torch.zeros_like(self.bias))

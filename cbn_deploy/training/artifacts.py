@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from cbn_deploy.data import LongTailedData, evaluation_batches
 from cbn_deploy.machine import package_versions
 from cbn_deploy.norm import mixture_health
 from cbn_deploy.runtime import ModelDescription
+from cbn_deploy.runtime.familiarity import energy_quantiles
 from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.decoupled import training_prior
 from cbn_deploy.training.evaluation import evaluate_predictions, most_confused
+from cbn_deploy.training.execution import Execution
 from cbn_deploy.training.metrics.mixture import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
-from cbn_deploy.training.predictions import predict
+from cbn_deploy.training.predictions import Predictions
 from cbn_deploy.training.recipe import Recipe
 from cbn_deploy.training.report_data import RunReport
 
@@ -40,8 +43,13 @@ _SAMPLE_IMAGES = 128
 _SAMPLE_BYTES = 4 * 2**20
 
 
-def build_checkpoint(recipe: Recipe, data: LongTailedData, model: nn.Module) -> Checkpoint:
-    """The trained model with its description and up to 128 real test images (4 MB), balanced over the classes."""
+def build_checkpoint(
+    recipe: Recipe, data: LongTailedData, model: nn.Module, test_logits: NDArray[np.float32]
+) -> Checkpoint:
+    """The trained model with its description and up to 128 real test images (4 MB), balanced over the classes.
+
+    ``test_logits`` (n, K) of the whole test set: how familiar images look is known best from all of it.
+    """
     architecture = recipe.architecture(len(data.class_names))
     description = ModelDescription(
         class_names=data.class_names,
@@ -52,9 +60,10 @@ def build_checkpoint(recipe: Recipe, data: LongTailedData, model: nn.Module) -> 
         training_prior=training_prior(recipe, data.class_counts),
         tool_versions=tool_versions(),
     )
+    quantiles = energy_quantiles(test_logits, description.shot_groups)
     return Checkpoint(
         architecture=architecture,
-        description=description,
+        description=replace(description, energy_quantiles=quantiles),
         state_dict=model.state_dict(),
         sample_images=_sample_images(data),
     )
@@ -65,13 +74,15 @@ def build_report(
     data: LongTailedData,
     model: nn.Module,
     history: Sequence[EpochMetrics],
+    predictions: Predictions,
     *,
     seconds: float,
-    device: torch.device,
+    execution: Execution,
 ) -> RunReport:
-    """Evaluate the model on the test set and gather everything that the report shows."""
-    logits, labels = predict(model, evaluation_batches(data.test, data.preprocessing, EVALUATION_BATCH), device)
-    batches = evaluation_batches(data.test, data.preprocessing, EVALUATION_BATCH)
+    """Everything that the report shows; ``predictions`` are the model's on the test set."""
+    logits, labels = predictions
+    device = execution.device
+    batches = evaluation_batches(data.test, data.preprocessing, EVALUATION_BATCH, workers=execution.workers)
     one = recipe.is_batch_norm or recipe.norm.components == 1  # a single Gaussian has nothing to tell
     health = {} if one else mixture_health(model, (images.to(device) for images, _ in batches))
     return RunReport(

@@ -257,11 +257,14 @@ class _Run:
         """Write the report and, last of all, model.pt: where it is, the run is complete."""
         self.progress.stage("Writing the report and model.pt")
         history = keep_epochs(self.folder.metrics, self.completed_epochs)
+        images, execution = self.data.test, self.execution
+        batches = evaluation_batches(images, self.data.preprocessing, EVALUATION_BATCH, workers=execution.workers)
+        predictions = predict(self.model, batches, execution.device)
         report = build_report(
-            self.recipe, self.data, self.model, history, seconds=self.seconds, device=self.execution.device
+            self.recipe, self.data, self.model, history, predictions, seconds=self.seconds, execution=execution
         )
         write_report(report, self.folder.path)
-        save_checkpoint(self.folder.model, build_checkpoint(self.recipe, self.data, self.model))
+        save_checkpoint(self.folder.model, build_checkpoint(self.recipe, self.data, self.model, predictions[0]))
         return TrainingResult(
             checkpoint=self.folder.model,
             report=self.folder.report,

@@ -13,6 +13,7 @@ import torch
 from cbn_deploy.checkpoint import load_checkpoint, load_model
 from cbn_deploy.data import load_data
 from cbn_deploy.errors import DataError, OutputError, RecipeError, TrainingError
+from cbn_deploy.runtime.description import ENERGY_LEVELS
 from cbn_deploy.training import Progress, apply_settings, train
 from cbn_deploy.training.artifacts import balanced_sample, build_checkpoint
 from cbn_deploy.training.metrics_log import read_metrics
@@ -233,10 +234,19 @@ def test_a_balanced_sample_takes_every_class_in_turn():
     assert len(balanced_sample(labels, 1000)) == len(labels)
 
 
+def test_a_checkpoint_knows_the_energies_of_the_whole_test_set():
+    recipe = get_recipe("digits-lt")
+    data = load_data(recipe.data, None)
+    logits = np.random.default_rng(0).normal(size=(len(data.test), 10)).astype(np.float32)
+    quantiles = build_checkpoint(recipe, data, torch.nn.Linear(1, 1), logits).description.energy_quantiles
+    expected = np.quantile(-np.log(np.exp(logits.astype(np.float64)).sum(1)), ENERGY_LEVELS)
+    assert quantiles["all"] == pytest.approx(expected)
+
+
 def test_large_images_give_fewer_samples(photos, tiny_recipe):
     recipe = apply_settings(tiny_recipe, ["data.image_size=512"])
     data = load_data(recipe.data, photos)
     model = torch.nn.Linear(1, 1)
-    samples = build_checkpoint(recipe, data, model).sample_images
+    samples = build_checkpoint(recipe, data, model, np.zeros((len(data.test), 5), dtype=np.float32)).sample_images
     assert samples.shape == (5, 512, 512, 3)
     assert samples.numel() <= 4 * 2**20
