@@ -86,7 +86,7 @@ function time(timing, roundTrip) {
   const rest = Math.max(0, roundTrip - known.reduce((sum, [, , value]) => sum + value, 0));
   const parts = [...known, ["The rest: network, HTTP, pictures", "rest", rest]];
   const bar = node("div", { class: "stack", "aria-hidden": "true" });
-  const list = node("ul", { class: "keys" });
+  const list = node("ul", { class: "keys", "aria-label": "Stages" });
   for (const [name, kind, value] of parts) {
     const part = node("i", { class: kind });
     part.style.setProperty("--part", value);
