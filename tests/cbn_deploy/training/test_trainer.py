@@ -14,7 +14,7 @@ from cbn_deploy.checkpoint import load_checkpoint, load_model
 from cbn_deploy.data import load_data
 from cbn_deploy.errors import DataError, OutputError, RecipeError, TrainingError
 from cbn_deploy.runtime.description import ENERGY_LEVELS
-from cbn_deploy.training import Progress, apply_settings, train
+from cbn_deploy.training import Progress, apply_settings, get_recipe, train
 from cbn_deploy.training.artifacts import balanced_sample, build_checkpoint
 from cbn_deploy.training.metrics_log import read_metrics
 from cbn_deploy.training.state import load_state
