@@ -21,7 +21,7 @@ from serving.app import create_app
 from serving.config_file import to_toml
 from serving.draining import DrainingServer
 from serving.logs import configure_logging
-from serving.protocol import header_deadline_protocol
+from serving.protocol import bounded_head_protocol
 from serving.services import Services
 from serving.settings import ENV_PREFIX, ServingSettings, load_settings, unknown_variables
 from serving.tls import TlsFiles
@@ -47,7 +47,7 @@ Every option is also an environment variable, CBN_MAX_QUEUE=16, and a line of --
 beats the variable, which beats the file, which beats the default.
 """
 
-# A header block larger than this is refused; uvicorn's own default, stated.
+# A head larger than this is refused: as large as uvicorn allows where it has a limit.
 _MAX_HEADER_BYTES = 64 * 2**10
 _BACKLOG = 2048
 _TLS_LOOK_SECONDS = 10
@@ -127,7 +127,8 @@ def serve(
 def main() -> None:
     """Entry point of ``cbn-serve``."""
     configure_logging()
-    disable_created_metrics()  # a second series beside every counter, which hardly anybody reads
+    # A second series beside every counter, which hardly anybody reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # as the library has it
     signal.signal(signal.SIGTERM, _exit_cleanly)
     run_cli(app)
 
@@ -147,7 +148,7 @@ def _run(application: FastAPI, settings: ServingSettings, listener: socket.socke
     services: Services = application.state.services
     config = uvicorn.Config(
         application,
-        http=header_deadline_protocol(settings.upload_timeout),
+        http=bounded_head_protocol(settings.upload_timeout, _MAX_HEADER_BYTES),
         ws="none",
         log_config=None,
         access_log=False,
@@ -155,7 +156,6 @@ def _run(application: FastAPI, settings: ServingSettings, listener: socket.socke
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=settings.drain_timeout,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         ssl_certfile=tls.cert if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )

@@ -1,48 +1,89 @@
-"""HTTP/1.1 on a connection, with a deadline for the headers, which uvicorn does not have."""
+"""HTTP/1.1 on a connection, with bounds in time and size for the head of a request, which uvicorn does not have."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["header_deadline_protocol"]
+__all__ = ["BoundedHeadProtocol", "bounded_head_protocol"]
 
 
-def header_deadline_protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's h11 protocol, closing a connection that has not sent a whole request head within ``seconds``.
+def bounded_head_protocol(seconds: float, max_bytes: int) -> type[BoundedHeadProtocol]:
+    """:class:`BoundedHeadProtocol` with these bounds."""
 
-    The time runs from the connection's start and from the end of each response, so it also ends clients that go on
-    sending a body after they were refused. h11 is the implementation that bounds the size of a request head.
+    class Bounded(BoundedHeadProtocol):
+        head_seconds, max_head_bytes = seconds, max_bytes
+
+    return Bounded
+
+
+class BoundedHeadProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol, made as strict as its h11 one, which is written in Python and slow.
+
+    A connection that has not sent a whole request head within ``head_seconds`` is closed. The time runs from the
+    connection's start and from the end of each response, so it also ends clients that go on sending a body after they
+    were refused. A head of more than ``max_head_bytes``, or of HTTP/1.1 without exactly one Host, is answered with 400.
     """
 
-    class HeaderDeadlineProtocol(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
+    head_seconds: float
+    max_head_bytes: int
+    _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-            super().connection_made(transport)
-            self._restart_deadline()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """A client has connected."""
+        super().connection_made(transport)
+        self._restart_deadline()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._restart_deadline()
+    def data_received(self, data: bytes) -> None:
+        """Bytes have arrived. The parser reports a name or value only when it ends, so what arrives is counted."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_deadline()
-            super().connection_lost(exc)
+    def on_headers_complete(self) -> None:
+        """The head has ended; what is raised here becomes a 400."""
+        self._in_head, self._head_bytes = False, 0
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts != 1 and self.parser.get_http_version() == "1.1":
+            raise _BadHeadError
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.max_head_bytes:
+            raise _BadHeadError
+        super().on_headers_complete()
 
-        def _restart_deadline(self) -> None:
-            self._stop_deadline()
-            self._deadline = self.loop.call_later(seconds, self._close_if_waiting)
+    def on_message_complete(self) -> None:
+        """The request has ended, and what follows is the next one's head."""
+        self._in_head = True
+        super().on_message_complete()
 
-        def _stop_deadline(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
+    def on_response_complete(self) -> None:
+        """The answer has been sent."""
+        super().on_response_complete()
+        self._restart_deadline()
 
-        def _close_if_waiting(self) -> None:
-            cycle: Any = self.cycle  # None before the first request
-            if cycle is None or cycle.response_complete:
-                self.transport.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is no more."""
+        self._stop_deadline()
+        super().connection_lost(exc)
 
-    return HeaderDeadlineProtocol
+    def _restart_deadline(self) -> None:
+        self._stop_deadline()
+        self._deadline = self.loop.call_later(self.head_seconds, self._close_if_waiting)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _close_if_waiting(self) -> None:
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+
+
+class _BadHeadError(Exception):
+    """The parser passes it on as an error of its own."""
