@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from cbn_deploy.runtime.description import ENERGY_LEVELS
+from cbn_deploy.runtime.description import ENERGY_LEVELS, Preprocessing
 from serving.web import pages
 from tests.onnx_models import colour_model, describe, write_colour_model
 from tests.serving.browser import Visit, chromium, written
-from tests.serving.files import BLUE, RED, colour
+from tests.serving.files import BLUE, RED, colour, encode
 from tests.serving.server import Server
 
 DIGIT = Path(pages.__file__).parent / "static" / "examples" / "digit-3.png"
@@ -115,7 +116,7 @@ def test_an_example_and_the_maps_of_its_layers(visit: Callable[..., Visit], cbn_
         if press:
             slider.press(press)
         assert shown.get_attribute("src") == f"data:image/png;base64,{layers[number]['png']}"
-        assert layers[number]["layer"] in (slider.get_attribute("aria-valuetext") or "")
+        assert slider.get_attribute("aria-valuetext") == layers[number]["layer"]
         one.page.wait_for_function("document.querySelector('img.map').naturalWidth > 0")
     shares = expected["results"][0]["occupancy"][layers[-1]["layer"]]
     assert one.page.locator(".shares b").all_inner_texts() == [f"{100 * share:.0f} %" for share in shares]
@@ -277,11 +278,52 @@ def test_labels_are_text_and_a_rejected_image_is_said_to_be(
     assert one.ranking() == ranking_of(expected)
     assert one.ranking()[0][0] == EVIL
     assert one.page.title() == "cbn-serve"
-    assert one.page.locator(".verdict").inner_text() == f"Rejected {expected['results'][0]['reject_reason']}"
+    assert one.page.locator(".verdict").inner_text() == f"Rejected. {expected['results'][0]['reject_reason']}"
     assert "Rejected" in one.page.locator("#status").inner_text()
     assert one.page.locator(".facts").inner_text().count("calibrated") == 1
     assert "not calibrated" not in one.page.locator(".facts").inner_text()
     assert one.said == []
+
+
+@pytest.mark.parametrize(("shorter", "left", "top"), [(10, -6, -1), (None, 0, 0)])
+def test_the_image_lies_under_its_maps_as_the_model_saw_it(
+    visit: Callable[..., Visit],
+    start_server: Callable[..., Server],
+    tmp_path: Path,
+    shorter: int | None,
+    left: int,
+    top: int,
+) -> None:
+    """40 x 20 pixels, 20 x 10 after the resize, of which 8 x 8 see the centre: 6 columns and a row are cut off."""
+    description = describe(preprocessing=Preprocessing(height=8, width=8, resize_shorter=shorter))
+    model = colour_model(description=description, with_posterior=True)
+    server = start_server(write_colour_model(tmp_path / "m.onnx", model), "--threads", 1)
+    one = visit(f"{server.url}/")
+    one.page.set_input_files("#file", png(content=encode(np.zeros((20, 40, 3), dtype=np.uint8))))
+    one.classified()
+    one.page.wait_for_function("document.querySelector('div.map img').naturalWidth > 0")
+    frame = one.page.locator("div.map").bounding_box()
+    image = one.page.locator("div.map img").bounding_box()
+    assert frame is not None
+    assert image is not None
+    pixel = frame["width"] / 8
+    assert image["x"] - frame["x"] == pytest.approx(left * pixel, abs=0.5)
+    assert image["y"] - frame["y"] == pytest.approx(top * pixel, abs=0.5)
+    assert image["width"] == pytest.approx((8 - 2 * left) * pixel, abs=0.5)
+    assert one.page.get_by_role("slider").count() == 0  # there is one layer
+
+
+def test_a_model_that_becomes_ready_appears(
+    visit: Callable[..., Visit], start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "colours.onnx").write_bytes(b"not yet")
+    server = start_server("--model-repository", tmp_path, "--watch-interval", 0.2, "--threads", 1)
+    one = visit(f"{server.url}/")
+    one.page.get_by_text("No model is ready. colours:").wait_for()
+    write_colour_model(tmp_path / "colours.onnx")
+    one.page.get_by_text("3 labels").wait_for()
+    one.page.set_input_files("#file", png())
+    one.classified()
 
 
 def test_an_estimate_says_what_it_rests_on(visit: Callable[..., Visit], strange_server: Server) -> None:

@@ -49,7 +49,7 @@ function ranking(result, answer) {
 
 function verdict({ rejected, reject_reason: reason }) {
   if (rejected === null) return [];
-  const words = rejected ? ["Rejected", reason] : ["Familiar", "The image is like those that the model knows."];
+  const words = rejected ? ["Rejected.", reason] : ["Familiar.", "The image is like those that the model knows."];
   return [node("p", { class: `verdict ${rejected ? "bad" : "good"}` }, node("strong", {}, words[0]), ` ${words[1]}`)];
 }
 

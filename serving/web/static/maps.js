@@ -11,6 +11,7 @@ export function maps({ explanation, occupancy }, legend, { image, model }) {
   const first = Math.max(0, layers.findIndex(({ layer }) => layer === chosen));
   const picture = node("img", { class: "map" });
   const caption = node("figcaption");
+  const label = node("label", { for: "layer" });
   const shares = node("ul", { class: "shares", "aria-label": "Share of the pixels of each Gaussian" });
   const slider = node("input", { type: "range", id: "layer", min: 0, max: layers.length - 1, step: 1, value: first });
   const thumbnails = layers.map(({ layer, png }, index) => {
@@ -25,7 +26,8 @@ export function maps({ explanation, occupancy }, legend, { image, model }) {
     const { layer, png, height, width } = layers[index];
     chosen = layer;
     slider.value = index;
-    slider.setAttribute("aria-valuetext", `${layer}, ${index + 1} of ${layers.length}`);
+    slider.setAttribute("aria-valuetext", layer);
+    label.textContent = `Layer ${index + 1} of ${layers.length}`;
     picture.src = address(png);
     picture.alt = `Gaussians of the layer ${layer}: ${spoken(occupancy[layer])}`;
     caption.textContent = `${layer}, ${width} × ${height}`;
@@ -48,9 +50,7 @@ export function maps({ explanation, occupancy }, legend, { image, model }) {
     { class: "card", "aria-labelledby": "maps-title" },
     node("h2", { id: "maps-title" }, "Which Gaussian claims which pixel"),
     pair,
-    node("label", { for: "layer" }, `Layer, of ${layers.length}`),
-    slider,
-    node("div", { class: "thumbnails" }, ...thumbnails),
+    ...(layers.length > 1 ? [label, slider, node("div", { class: "thumbnails" }, ...thumbnails)] : []),
   );
 }
 

@@ -12,6 +12,7 @@ const PRIORS = {
 };
 const TOPS = [5, 10, 20];
 const DEFAULT_TOP = 5;
+const LOOK_AGAIN_MS = 3000;
 
 const at = (id) => document.getElementById(id);
 let served = [];
@@ -72,7 +73,8 @@ function reveal() {
 function refuse(error) {
   if (!(error instanceof Refusal)) throw error;
   at("problem-title").textContent = error.status ? `No answer (${error.status})` : "No answer";
-  at("problem-text").textContent = error.message;
+  // Of a text that is set again, a screen reader would speak again.
+  if (at("problem-text").textContent !== error.message) at("problem-text").textContent = error.message;
   at("problem-id").textContent = error.requestId ? `Request ${error.requestId}` : "";
   at("status").textContent = "";
   show("problem");
@@ -114,7 +116,9 @@ async function loadModels() {
     const { models: ready, versions } = await models();
     served = ready;
     at("key-form").hidden = true;
+    at("options").hidden = !ready.length;
     if (!ready.length) {
+      setTimeout(loadModels, LOOK_AGAIN_MS);
       const reasons = versions.map(({ name, reason, state }) => `${name}: ${reason || state}`);
       throw new Refusal(503, `No model is ready. ${reasons.join(" ")}`.trim());
     }
