@@ -29,6 +29,7 @@ _OUR_CHOICES = (
     "norm.density_scale",
     "norm.initialization",
     "norm.split_affine",
+    "norm.normalizer",
     "decoupled.classifier",
     "decoupled.sampling",
     "decoupled.class_weights",
