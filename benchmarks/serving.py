@@ -7,7 +7,7 @@ client of its own that takes some 50 microseconds a request (benchmarks/load_cli
 
     cbn-serve             as it is started by a user, with --threads
     FastAPI, onnxruntime  a handler as usually written, one image at a time on the event loop, with onnxruntime's
-                          defaults: threads that spin, and the op's standard-ops body, as only cbn-deploy has its kernels
+                          defaults: threads that spin, and the op's standard-ops body, not cbn-deploy's kernels
     FastAPI, async        the same handler with cbn-deploy's own sessions: kernels, no spinning, --threads
     FastAPI, threads      that without `async`: a thread a request
     LitServe              with those sessions, batches of up to 32 and a timeout of 2 ms
