@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.files import RED
@@ -40,7 +43,7 @@ def test_metrics_count_what_happened(start_server: Callable[..., Server], colour
     server.client.post("/v1/classify", content=b"", headers={"Content-Type": "image/png"})
     for path in ("/a", "/b", "/c"):
         server.client.get(path)
-    server.client.request("MADEUP", "/healthz")
+    server.client.request("PROPFIND", "/healthz")
     found = samples(server)
     assert found[key("cbn_requests_total", method="POST", route="/v1/classify", status="200")] == 3
     assert found[key("cbn_requests_total", method="POST", route="/v1/classify", status="422")] == 1
@@ -122,3 +125,29 @@ def test_access_logs_can_be_left_out(start_server: Callable[..., Server], colour
     server.client.get("/healthz")
     server.terminate()
     assert [line["message"] for line in server.whole_log() if line["message"] == "request"] == []
+
+
+def test_queues_are_seen_while_they_are_long_and_what_a_drain_cuts_off_is_told(
+    start_server: Callable[..., Server], slow_path: Path
+) -> None:
+    server = start_server(slow_path, "--threads", 1, "--max-batch", 1, "--drain-timeout", 1)
+
+    def classify(_: int) -> None:
+        # The last ones are cut off by the end of the drain.
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(f"{server.url}/v1/classify", files={"image": RED}, timeout=60, trust_env=False)
+
+    with ThreadPoolExecutor(8) as clients:
+        answers = clients.map(classify, range(8))
+        found = samples(server)
+        while found.get(key("cbn_queue_depth", model="slow"), 0) < 5:
+            found = samples(server)
+        assert found[key("cbn_requests_admitted", model="slow")] > found[key("cbn_queue_depth", model="slow")]
+        server.client.close()
+        server.terminate()
+        list(answers)
+    ended = [line for line in server.whole_log() if line["message"] == "request" and line["path"] == "/v1/classify"]
+    cut = [line for line in ended if line["status"] == 0]
+    assert len(ended) == 8
+    assert cut
+    assert {line["reason"] for line in cut} == {"aborted"}
