@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["BoundedHeadProtocol", "bounded_head_protocol"]
@@ -25,6 +26,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     A connection that has not sent a whole request head within ``head_seconds`` is closed. The time runs from the
     connection's start and from the end of each response, so it also ends clients that go on sending a body after they
     were refused. A head of more than ``max_head_bytes``, or of HTTP/1.1 without exactly one Host, is answered with 400.
+    An offer to upgrade to another protocol, as ``curl --http2`` makes it, is ignored; the parser alone would stop there
+    and drop the body.
     """
 
     head_seconds: float
@@ -42,12 +45,21 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         """Bytes have arrived. The parser reports a name or value only when it ends, so what arrives is counted."""
         if self._in_head:
             self._head_bytes += len(data)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline_upgrade(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        else:
+            if self._in_head and self._head_bytes > self.max_head_bytes:
+                self.send_400_response("The head of the request is too large.")
 
     def on_headers_complete(self) -> None:
         """The head has ended; what is raised here becomes a 400."""
+        if self.parser.should_upgrade():
+            return
         self._in_head, self._head_bytes = False, 0
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts != 1 and self.parser.get_http_version() == "1.1":
@@ -58,6 +70,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request has ended, and what follows is the next one's head."""
+        if self.parser.should_upgrade():
+            return
         self._in_head = True
         super().on_message_complete()
 
@@ -70,6 +84,17 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         """The connection is no more."""
         self._stop_deadline()
         super().connection_lost(exc)
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the head again as if it had no Upgrade, and then the ``rest``, which begins with the body."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        fields = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        head = b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *fields, b"", b""])
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(head + rest)
 
     def _restart_deadline(self) -> None:
         self._stop_deadline()

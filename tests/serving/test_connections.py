@@ -1,0 +1,263 @@
+"""Connections that misbehave, and a machine that does: the others are served on."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.serving.files import BLUE, RED, colour
+from tests.serving.server import PROGRAM, ROOT, Server
+
+PATIENCE = 30.0
+
+
+@pytest.fixture(scope="module")
+def patient_server(colours_path: Path) -> Iterator[Server]:
+    """One second for a head and a body."""
+    running = Server(colours_path, "--threads", 1, "--upload-timeout", 1)
+    yield running
+    running.stop()
+
+
+def connect(server: Server, receive_buffer: int | None = None) -> socket.socket:
+    address = urlsplit(server.url)
+    connection = socket.socket()
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(PATIENCE)
+    connection.connect((address.hostname, address.port))
+    return connection
+
+
+def head(body: bytes, *lines: str, path: str = "/v1/classify") -> bytes:
+    start = (f"POST {path} HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(body)}")
+    return "\r\n".join([*start, *lines, "", ""]).encode()
+
+
+def answer(connection: socket.socket) -> tuple[int, bytes]:
+    response = http.client.HTTPResponse(connection, method="POST")
+    response.begin()
+    return response.status, response.read()
+
+
+def all_until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def assert_serves(server: Server) -> None:
+    response = server.client.post("/v1/classify", files={"image": BLUE})
+    assert response.status_code == 200
+    assert response.json()["results"][0]["predictions"][0]["label"] == "blue"
+
+
+def drip(connection: socket.socket, content: bytes) -> bytes:
+    """Send byte after byte, until the server has had enough; what it says."""
+    with contextlib.suppress(OSError):
+        for byte in content:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+    return all_until_closed(connection)
+
+
+def test_many_heads_and_bodies_that_trickle(patient_server: Server) -> None:
+    """Slowloris: each connection sends something now and then, and none ever ends its request."""
+    starts = [b"", b"P", b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n", head(RED), head(RED) + RED[:100]] * 4
+    connections = [connect(patient_server) for _ in starts]
+    for connection, start in zip(connections, starts, strict=True):
+        connection.sendall(start)
+    assert_serves(patient_server)
+    said = [None] * len(connections)
+
+    def trickle(index: int) -> None:
+        said[index] = drip(connections[index], b"X-A: b\r\n" * 100)  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=trickle, args=(index,)) for index in range(len(connections))]
+    for thread in threads:
+        thread.start()
+    assert_serves(patient_server)
+    for thread in threads:
+        thread.join()
+    for connection, start, text in zip(connections, starts, said, strict=True):
+        connection.close()
+        assert text is not None
+        if start.startswith(head(RED)):
+            assert text.startswith(b"HTTP/1.1 408 ") or text == b"", text
+        else:
+            assert text == b"" or text.startswith(b"HTTP/1.1 400 "), text
+    assert_serves(patient_server)
+
+
+def test_a_reader_that_does_not_read_holds_up_nobody(patient_server: Server) -> None:
+    with connect(patient_server, receive_buffer=2048) as connection:
+        # Some two megabytes of answers to requests that were sent at once; not one byte of them is read.
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+        connection.sendall(request * 40)
+        for _ in range(5):
+            assert_serves(patient_server)
+    assert_serves(patient_server)
+
+
+def test_half_open_and_reset_connections(patient_server: Server) -> None:
+    silent = [connect(patient_server) for _ in range(50)]
+    for _ in range(20):
+        connection = connect(patient_server)
+        connection.sendall(head(RED) + RED[:50])
+        # A reset instead of an end, as when a machine loses power and another takes its address.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+    assert_serves(patient_server)
+    # Only the client's sending half is closed: it still wants its answer, or at least an end.
+    with connect(patient_server) as connection:
+        connection.sendall(head(RED) + RED)
+        connection.shutdown(socket.SHUT_WR)
+        said = all_until_closed(connection)
+        assert said == b"" or said.startswith(b"HTTP/1.1 ")
+    for connection in silent:
+        assert all_until_closed(connection) == b""  # closed by the server when the time for a head is over
+        connection.close()
+    assert_serves(patient_server)
+
+
+def test_requests_one_behind_the_other_are_answered_in_order(patient_server: Server) -> None:
+    images = [colour(220, 30, 30), colour(30, 220, 30), colour(30, 30, 220)]
+    with connect(patient_server) as connection:
+        connection.sendall(b"".join(head(image) + image for image in images))
+        connection.sendall(head(RED, "Connection: close") + RED)
+        said = all_until_closed(connection)
+    assert re.findall(rb'"predictions":\[\{"label":"(\w+)"', said) == [b"red", b"green", b"blue", b"red"]
+
+
+def test_an_offer_to_upgrade_is_ignored(patient_server: Server) -> None:
+    """As curl --http2 makes it; the connection goes on in HTTP/1.1."""
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+    with connect(patient_server) as connection:
+        for lines in (upgrade, ()):
+            connection.sendall(head(RED, *lines) + RED)
+            assert answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %d\r\n" % (n, n) for n in range(9000)) + b"\r\n",
+        head(b"abc", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n",
+    ],
+    ids=["two hosts", "long path", "many headers", "two lengths", "folded", "space before colon"],
+)
+def test_heads_that_other_servers_may_read_differently(patient_server: Server, content: bytes) -> None:
+    with connect(patient_server) as connection:
+        connection.sendall(content)
+        assert all_until_closed(connection).startswith(b"HTTP/1.1 400 ")
+    assert_serves(patient_server)
+
+
+def test_a_head_that_never_ends_is_cut(patient_server: Server) -> None:
+    sent = 0
+    with connect(patient_server) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Endless: ")
+        with contextlib.suppress(OSError):
+            while sent < 20_000_000:
+                connection.sendall(b"x" * 16_384)
+                sent += 16_384
+    assert sent < 20_000_000
+    assert_serves(patient_server)
+
+
+def test_a_full_disk_behind_the_log(colours_path: Path) -> None:
+    """Standard error that takes nothing more costs log lines, not answers."""
+    with Path("/dev/full").open("w") as full, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+
+        command = [sys.executable, "-c", PROGRAM, str(colours_path), "--port", str(port), "--threads", "1"]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=full)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 60
+            with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
+                while True:
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    with contextlib.suppress(httpx.HTTPError):
+                        if client.get("/v2/health/ready").status_code == 200:
+                            break
+                    time.sleep(0.1)
+                for _ in range(10):
+                    assert client.post("/v1/classify", files={"image": RED}).status_code == 200
+                assert client.post("/v1/classify", content=b"x").status_code == 415
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=PATIENCE) in (0, 120)  # 120: Python could not flush its standard error
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_kills_under_load_lose_nothing_for_clients_that_try_again(
+    start_server: Callable[..., Server], colours_path: Path
+) -> None:
+    server = start_server(colours_path, "--threads", 1)
+    url, port = server.url, urlsplit(server.url).port
+    stop, wrong, right = threading.Event(), [], []
+
+    def ask(image: bytes, label: str) -> None:
+        with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
+            while not stop.is_set():
+                deadline = time.monotonic() + 60
+                while time.monotonic() < deadline:
+                    try:
+                        response = client.post("/v1/classify", files={"image": image})
+                    except httpx.HTTPError:
+                        time.sleep(0.05)
+                        continue
+                    ok = response.status_code == 200
+                    found = response.json()["results"][0]["predictions"][0]["label"] if ok else response.text
+                    (right if found == label else wrong).append(found)
+                    break
+                else:
+                    wrong.append("lost")
+
+    clients = [threading.Thread(target=ask, args=case) for case in ((RED, "red"), (BLUE, "blue")) * 2]
+    for client in clients:
+        client.start()
+    try:
+        for _ in range(2):
+            wait_until(lambda seen=len(right): len(right) > seen + 10)  # type: ignore[misc]
+            server.process.kill()
+            server.stop()
+            server = start_server(colours_path, "--threads", 1, "--port", port)
+        wait_until(lambda seen=len(right): len(right) > seen + 10)  # type: ignore[misc]
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+    assert not wrong
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
