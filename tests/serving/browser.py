@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.serving.files import RED
+from tests.serving.server import Server
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 60_000  # on a busy machine
 
@@ -127,3 +130,23 @@ def written(probability: float) -> str:
     if 0.9995 <= probability < 1:
         return "> 99.9 %"
     return f"{100 * probability:.1f} %"
+
+
+def png(name: str = "image.png", content: bytes = RED) -> dict[str, Any]:
+    return {"name": name, "mimeType": "image/png", "buffer": content}
+
+
+def answer_of(server: Server, content: bytes, **params: Any) -> dict[str, Any]:
+    response = server.client.post("/v1/classify", params=params, files={"image": content})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def ranking_of(answer: dict[str, Any]) -> list[tuple[str, str, str]]:
+    predictions = answer["results"][0]["predictions"]
+    return [(one["label"], f"{one['shot_group']}-shot", written(one["probability"])) for one in predictions]
+
+
+def choose_digits(one: Visit) -> None:
+    one.page.get_by_label("Model", exact=True).select_option("digits")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.onnx_models import colour_model, write_colour_model
+from tests.serving.browser import Visit, chromium
 from tests.serving.server import Server
 
 SPIN = 1000  # about a second a run
@@ -65,3 +66,26 @@ def start_server() -> Iterator[Callable[..., Server]]:
     yield start
     for server in running:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Any, cbn_server: Server) -> Iterator[Callable[..., Visit]]:
+    """Open the page of the server of both models, or another address; nobody else may be asked for anything."""
+    visits: list[Visit] = []
+
+    def open_page(url: str | None = None, **options: Any) -> Visit:
+        visits.append(Visit(browser, url or f"{cbn_server.url}/", **options))
+        return visits[-1]
+
+    yield open_page
+    for one in visits:
+        hosts = one.hosts()
+        one.context.close()
+        assert len(hosts) == 1, hosts
