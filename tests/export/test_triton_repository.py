@@ -110,7 +110,9 @@ def test_our_own_server_serves_the_folder(model_path, tmp_path):
         metadata = server.client.get("/v2/models/birds").json()
         config, _ = parsed(folder)
         for ours, tritons in zip(metadata["outputs"], config.output, strict=True):
-            assert (ours["name"], ours["shape"][1:]) == (tritons.name, list(tritons.dims))
+            assert ours["name"] == tritons.name
+            for size, configured in zip(ours["shape"][1:], tritons.dims, strict=True):
+                assert size in (configured, -1)  # the server does not know the size of a layer's map
         picture = io.BytesIO()
         from PIL import Image
 
