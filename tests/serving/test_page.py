@@ -76,6 +76,19 @@ def test_an_example_and_the_maps_of_its_layers(visit: Callable[..., Visit], cbn_
     assert one.said == []
 
 
+def test_the_last_question_is_the_one_that_is_answered(visit: Callable[..., Visit], cbn_server: Server) -> None:
+    one = visit()
+    choose_digits(one)
+    one.page.set_input_files("#file", png(content=BLUE))
+    for _ in range(3):
+        for prior in ("Uniform", "Training", "As trained", "Uniform"):
+            one.page.get_by_label(prior).check(force=True)
+    one.page.get_by_text("all equally").wait_for()
+    one.classified()
+    assert one.ranking() == ranking_of(answer_of(cbn_server, BLUE, model="digits", prior="uniform"))
+    assert one.said == []
+
+
 def test_time_is_split(visit: Callable[..., Visit]) -> None:
     one = visit()
     with one.page.expect_response("**/v1/classify*") as answered:

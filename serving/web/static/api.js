@@ -41,15 +41,25 @@ async function call(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { "X-API-Key": key } : {};
   let response;
+  let text;
   try {
     response = await fetch(new URL(path, document.baseURI), { ...options, headers, cache: "no-store" });
+    text = await response.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal(0, "The server cannot be reached, or it closed the connection before it had the whole image.");
   }
-  const body = await response.json().catch(() => null);
+  const body = parsed(text);
   if (response.ok && body) return body;
-  throw new Refusal(response.status, body?.detail ?? `The answer is not one of cbn-serve's.`, body?.request_id);
+  throw new Refusal(response.status, body?.detail ?? "The answer is not one of cbn-serve's: is there a proxy between?", body?.request_id);
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // a proxy's own page, say
+  }
 }
 
 function query(question) {

@@ -46,6 +46,7 @@ async function ask() {
     const asked = question();
     const answer = await classify(image.blob, image.name, asked, mine.signal);
     const roundTrip = performance.now() - started;
+    mine.signal.throwIfAborted();
     at("results").replaceChildren(...render(answer, { image, model: model(), roundTrip, command: curl(image, asked) }));
     show("results");
     reveal();
@@ -118,11 +119,11 @@ async function loadModels() {
     at("key-form").hidden = true;
     at("options").hidden = !ready.length;
     if (!ready.length) {
-      setTimeout(loadModels, LOOK_AGAIN_MS);
       const reasons = versions.map(({ name, reason, state }) => `${name}: ${reason || state}`);
       throw new Refusal(503, `No model is ready. ${reasons.join(" ")}`.trim());
     }
   } catch (error) {
+    if (error.status !== 401) setTimeout(loadModels, LOOK_AGAIN_MS);
     refuse(error);
     return;
   }
