@@ -28,7 +28,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "digits_variants.json"
 # name -> settings. "default" is the recipe as it stands.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "batch-norm": ("model=resnet20-bn",),
+    "batch-norm, two views": ("model=resnet20-bn", "loss.paths=two_views"),
     "default": (),
+    "normaliser shared": ("norm.normalizer=shared",),
     "init=variance_ladder": ("norm.initialization=variance_ladder",),
     "init=first_batch": ("norm.initialization=first_batch",),
     "init=identical": ("norm.initialization=identical",),
