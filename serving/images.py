@@ -26,6 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FIELD = "image"
+_INLINE_FORM_BYTES = 64 * 2**10
 
 
 async def read_images(request: Request, settings: ServingSettings, decoder: Decoder) -> list[bytes]:
@@ -40,7 +41,7 @@ async def read_images(request: Request, settings: ServingSettings, decoder: Deco
     is_form = media_type == "multipart/form-data"
     _check_media_type(request, media_type, is_form)
     body = bytes(await read_body(request, settings.max_upload_bytes, settings.upload_timeout))
-    images = await decoder.run(_form_images, body, content_type, settings.max_images) if is_form else [body]
+    images = await _split(body, content_type, settings.max_images, decoder) if is_form else [body]
     for number, image in enumerate(images, start=1):
         if not image:
             raise ApiError(
@@ -67,10 +68,10 @@ class Decoder:
         Raises:
             ImageError: of the first image that is too large, of another format or damaged; it says which one.
         """
+        if len(images) == 1:
+            return (await self.run(self._decode_one, images[0], preprocessing, ""))[None]
         jobs = [
-            asyncio.ensure_future(
-                self.run(self._decode_one, image, preprocessing, f"{_which(number, len(images))}: " * (len(images) > 1))
-            )
+            asyncio.ensure_future(self.run(self._decode_one, image, preprocessing, f"{_which(number, len(images))}: "))
             for number, image in enumerate(images, start=1)
         ]
         try:
@@ -100,6 +101,13 @@ def _check_media_type(request: Request, media_type: str, is_form: bool) -> None:
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise ApiError(415, f"The Content-Encoding {encoding[:80]} is not supported; send the image as it is.")
+
+
+async def _split(body: bytes, content_type: str, max_images: int, decoder: Decoder) -> list[bytes]:
+    """The images of a form; a large one is taken apart in a thread, a small one costs less than waking a thread."""
+    if len(body) <= _INLINE_FORM_BYTES:
+        return _form_images(body, content_type, max_images)
+    return await decoder.run(_form_images, body, content_type, max_images)
 
 
 def _form_images(body: bytes, content_type: str, max_images: int) -> list[bytes]:
