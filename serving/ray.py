@@ -6,6 +6,7 @@ limits and readiness. Ray's proxies take the requests and its controller adds re
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,8 @@ class _Replica:
             raise RuntimeError(reason)
 
     def __del__(self) -> None:
-        self.app.state.services.close()
+        with contextlib.suppress(AttributeError):  # the application could not be built
+            self.app.state.services.close()
 
 
 def app(arguments: Mapping[str, Any]) -> Application:

@@ -24,7 +24,7 @@ Examples:
 
   cbn-predict model.onnx photos --out predictions.parquet
 
-  cbn-predict model.onnx list.txt --out predictions.csv --top-k 1     (list.txt: the path of an image a line)
+  cbn-predict model.onnx list.txt --out table.csv   (list.txt: the path of an image a line)
 
   cbn-predict model.onnx photos --out predictions.jsonl --prior uniform
 
@@ -47,7 +47,7 @@ def predict(
         typer.Option(help="Class frequencies to expect: train, uniform or a JSON object of label -> probability."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a run of the model.")] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all unless given.")] = None,
     runtime: Annotated[
         str, typer.Option(help="auto (by the file's suffix), onnxruntime, onnxruntime-cuda, openvino, torch, tensorrt.")
     ] = "auto",

@@ -50,8 +50,12 @@ class PartsFolder:
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((self.path / _LOCK).open("ab"))
                 strangers = [entry.name for entry in self.path.iterdir() if not _OURS.fullmatch(entry.name)]
+                if strangers:
+                    raise OutputError(
+                        f"{self.path} holds {strangers[0]!r}, which is no part of a table; move that folder away."
+                    )
+                lock = stack.enter_context((self.path / _LOCK).open("ab"))
             except OSError as error:
                 raise _cannot_write(self.path, error) from error
             try:
@@ -59,10 +63,6 @@ class PartsFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise OutputError(f"Another process is writing {self._output}; wait for it to end.") from error
-            if strangers:
-                raise OutputError(
-                    f"{self.path} holds {strangers[0]!r}, which is no part of a table; move that folder away."
-                )
             for leftover in self.path.glob(".*.tmp"):
                 leftover.unlink()
             self._held = stack.pop_all()

@@ -93,7 +93,8 @@ def predict_images(
     started = time.perf_counter()
     root, parts = image_root(source), _open_parts(output, overwrite)
     threads = threads or available_cpus()
-    with open_session(model, runtime, threads) as session:
+    # Threads that spin would take the CPUs that decoding needs.
+    with open_session(model, runtime, threads, spin=False) as session:
         classifier = Classifier(session, options)
         plan = _plan(model, source, options)
         with parts:

@@ -302,6 +302,7 @@ def test_a_folder_of_somebody_elses_files_is_left_alone(model, photos, tmp_path)
     theirs.write_text("years of work")
     with pytest.raises(OutputError, match=r"thesis\.doc"):
         predict_images(model, photos, tmp_path / "predictions.jsonl")
+    assert [path.name for path in theirs.parent.iterdir()] == ["thesis.doc"]
     assert theirs.read_text() == "years of work"
 
 
