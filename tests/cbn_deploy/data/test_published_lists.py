@@ -112,7 +112,7 @@ BAD_LINES = [
     ("train/a/0.jpg ²", "is not a whole number"),
     ("train/a/0.jpg 100000", "is not a whole number"),
     ("train/a/0.jpg " + "9" * 5000, "is not a whole number"),
-    ("/home/me/train/a/0.jpg 0", "'/home/me/train/a/0.jpg' is absolute or leaves the data folder"),
+    ("/photos/train/a/0.jpg 0", "'/photos/train/a/0.jpg' is absolute or leaves the data folder"),
     ("../a/0.jpg 0", "is absolute or leaves"),
     ("train/../../a/0.jpg 0", "is absolute or leaves"),
     ("train/n01440764/. 0", "one of 1 of 12 files"),
