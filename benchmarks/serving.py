@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", choices=FILES, default=list(FILES), help="what is sent")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of inference, and of decoding")
     parser.add_argument("--rounds", type=int, default=3, help="times that everything is measured")
-    parser.add_argument("--seconds", type=float, default=1.5, help="for every point of a curve")
+    parser.add_argument("--seconds", type=float, default=1.2, help="for every point of a curve")
     parser.add_argument("--latency-seconds", type=float, default=6.0, help="for every run at half load")
     parser.add_argument("--only", nargs="+", default=[OURS, *RIVALS], metavar="NAME", help="servers to measure")
     parser.add_argument("--rivals-python", type=Path, help="interpreter that has litserve and mlserver")

@@ -47,6 +47,7 @@ def test_answers_to_documented_requests_are_as_documented(api: Any) -> None:
 
 def test_answers_to_wrong_requests_are_as_documented(api: Any) -> None:
     check_answers(api.include(path="/v1/classify"), "NEGATIVE", examples=60)
+    check_answers(api.include(path_regex=r"^/v2/.*/(infer|load|unload)$", method="POST"), "NEGATIVE", examples=20)
 
 
 def test_every_operation_documents_its_errors(colours_path: Path) -> None:
