@@ -1,6 +1,6 @@
 """Whether the server holds: flat memory over 200,000 requests, reloads and kills under load, 100,000 fuzzed requests.
 
-    python benchmarks/soak.py memory  --requests 200000 --minutes 9 --json soak.json
+    python benchmarks/soak.py memory  --requests 200000 --minutes 30 --json soak.json
     python benchmarks/soak.py reloads --count 50        --minutes 9 --json soak.json
     python benchmarks/soak.py kills   --count 10        --minutes 9 --json soak.json
     python benchmarks/soak.py fuzz    --requests 100000 --minutes 9 --json soak.json     # again to go on
@@ -8,7 +8,7 @@
 Each part starts a cbn-serve of its own on the loopback interface with a small exported model and asks it from this
 process. Answers are held against logits computed beforehand. Every run ends by itself after --minutes at the latest and
 says how far it came. `fuzz` goes on where the run before ended: seeds continue, counts add up.
-Memory is that of one process, so `memory` is one run: with two CPUs 200,000 small requests take some six minutes.
+Memory is that of one process, so `memory` is one run and begins anew each time: give it the minutes that it takes.
 """
 
 from __future__ import annotations
