@@ -227,9 +227,12 @@ class DualPathBatchNorm2d(_SplitPathNorm):
         """The op's scale and bias, both (M, D), with the compound path's own normaliser in them."""
         if self.compound_mean is None or self.compound_var is None:
             return self.weight, self.bias
-        eps = self.config.eps
-        gain = self.weight / (self.compound_var + eps).sqrt()
-        return gain * (self.running_var + eps).sqrt(), self.bias + gain * (self.running_mean - self.compound_mean)
+        # In float64, so that the tables are rounded once.
+        var, mean = self.compound_var.double() + self.config.eps, self.compound_mean.double()
+        gain = self.weight.double() / var.sqrt()
+        scale = gain * (self.running_var.double() + self.config.eps).sqrt()
+        bias = self.bias.double() + gain * (self.running_mean.double() - mean)
+        return scale.to(self.weight.dtype), bias.to(self.bias.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, *spatial) -> the same shape and memory format."""

@@ -31,7 +31,7 @@ def wait_until_in_flight(server: Server, count: int) -> None:
 
 
 def test_a_full_server_says_when_to_come_back(start_server: Callable[..., Server], slow_path: Path) -> None:
-    server = start_server(slow_path, "--threads", 1, "--max-queue", 2)
+    server = start_server(slow_path, "--threads", 1, "--max-queue", 2, "--max-batch", 1)
     with ThreadPoolExecutor(max_workers=2) as pool:
         admitted = [post(server, pool) for _ in range(2)]
         wait_until_in_flight(server, 2)

@@ -33,9 +33,11 @@ def double_logits(module: nn.Module, images: np.ndarray) -> np.ndarray:
 
 def test_the_expected_logits_are_the_papers_formula_in_float64(checkpoint, images):
     network = cbn_network(checkpoint, images)
-    np.testing.assert_allclose(network.expected, double_logits(paper_formula(network.module), images), rtol=1e-9)
-    np.testing.assert_allclose(network.expected, double_logits(efficient_in_torch(network.module), images), rtol=1e-9)
     largest = np.abs(network.expected).max(axis=1)
+    paper = double_logits(paper_formula(network.module), images)
+    # The frozen tables hold the compound path's normaliser, rounded to float32 once; the checkpoint's do not.
+    np.testing.assert_allclose(network.expected, paper, rtol=0, atol=1e-6 * largest.max())
+    np.testing.assert_allclose(paper, double_logits(efficient_in_torch(network.module), images), rtol=1e-9)
     assert (network.limits >= 1e-4 * np.maximum(1, largest) * (1 - 1e-12)).all()
     assert (network.limits <= 1e-3 * np.maximum(1, largest)).all()
 
