@@ -124,9 +124,9 @@ def print_table(runs: dict[str, dict[str, Any]]) -> None:
 
 
 def spread(fractions: list[float]) -> str:
-    """Per cent: mean +- standard deviation."""
-    deviation = statistics.stdev(fractions) if len(fractions) > 1 else 0.0
-    return f"{100 * statistics.mean(fractions):.1f} ± {100 * deviation:.1f}"
+    """Per cent: mean ± standard deviation."""
+    deviation = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
+    return f"{100 * statistics.mean(fractions):.1f}{deviation}"
 
 
 if __name__ == "__main__":

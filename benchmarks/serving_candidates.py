@@ -112,6 +112,7 @@ def _mlserver_folder(folder: Path, port: int) -> Path:
         "grpc_port": free_port(),
         "metrics_port": free_port(),
         "parallel_workers": 1,
+        "metrics_dir": str(home / "metrics"),
         "debug": False,
     }
     model = {"name": "images", "implementation": "ml_server.ImageModel", "max_batch_size": 32, "max_batch_time": 0.002}
