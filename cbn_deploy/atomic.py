@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from cbn_deploy.errors import OutputError
 
-__all__ = ["atomic_path", "atomic_write_bytes", "check_writable"]
+__all__ = ["atomic_folder", "atomic_path", "atomic_write_bytes", "check_writable"]
 
 
 @contextmanager
@@ -32,12 +33,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp creates 0600; give the file the permissions an ordinary open() would have given it.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        _to_disk(temporary)
+        _usual_permissions(temporary, 0o666)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(
@@ -45,6 +42,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside ``folder``, renamed to it when the block ends well and removed when it does not.
+
+    Raises:
+        OutputError: it cannot be written, or ``folder`` is there and not empty.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            if path.is_file():
+                _to_disk(path)
+        _usual_permissions(temporary, 0o777)
+        temporary.rename(folder)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {folder}: {error.strerror or error}; free space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _usual_permissions(path: Path, mode: int) -> None:
+    """What an ordinary open() or mkdir() would have given; tempfile's are for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:

@@ -7,18 +7,15 @@ folder.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import onnx
 
-from cbn_deploy.atomic import check_writable
+from cbn_deploy.atomic import atomic_folder, check_writable
 from cbn_deploy.errors import ModelFileError, OutputError
 from cbn_deploy.native_library import OP_DOMAIN, native_library
 from cbn_deploy.runtime.description import ModelDescription
@@ -102,7 +99,7 @@ def write_repository(
     """
     options = options or RepositoryOptions()
     check_repository(folder, options)
-    with _atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         model = temporary / "1" / "model.onnx"
         model.parent.mkdir()
         write_model(model)
@@ -174,26 +171,3 @@ def _tensor(name: str, dims: list[int]) -> list[str]:
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
-
-
-@contextmanager
-def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside ``folder``, renamed to it when the block ends well and removed when it does not."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        yield temporary
-        for path in sorted(temporary.rglob("*"), reverse=True):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        # mkdtemp makes it 0700; Triton runs as somebody else.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
-        temporary.rename(folder)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {folder}: {error.strerror or error}; free space or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
