@@ -4,8 +4,7 @@
     python benchmarks/cifar10_lt.py --data DIR --study table2 --seeds 3
     python benchmarks/cifar10_lt.py --table readings            # what has been run so far, as markdown
 
-Every run is `cbn-train cifar10-lt` with settings, in a process of its own with one thread: the figures depend on seed
-and settings alone. A run that was stopped goes on where it was, a finished one is not repeated. Each run leaves a file
+Every run is `cbn-train cifar10-lt` with settings (:mod:`training_runs`). Each leaves a file
 in benchmarks/results/cifar10_lt/: settings, the curve, per-class recall of the last epoch, and every layer's occupancy
 and per-pixel posterior entropy (1: every component gets every pixel, batch norm in disguise; 0: one-hot).
 """
@@ -13,22 +12,15 @@ and per-pixel posterior entropy (1: every component gets every pixel, batch norm
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cbn_deploy.machine import describe_machine
+from training_runs import ROOT, Run, file_name, print_table, read_results, train
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cifar10_lt"
-CBN_TRAIN = str(Path(sys.executable).with_name("cbn-train"))
 
 ONE_PATH = ("loss.paths=compound",)
 BATCH_NORM = ("model=resnet8-bn", *ONE_PATH)
@@ -110,75 +102,30 @@ def main() -> None:
         if arguments.data is None:
             parser.error("--data is needed to train")
         variants = arguments.only or list(STUDIES[arguments.study].variants)
-        jobs = [(arguments.study, variant, seed) for seed in range(arguments.seeds) for variant in variants]
+        runs = [
+            run_of(arguments.study, variant, seed, arguments.data)
+            for seed in range(arguments.seeds)
+            for variant in variants
+        ]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            for line in pool.map(lambda job: train(*job, arguments.data), jobs):
+            for line in pool.map(train, runs):
                 print(line, flush=True)
-    print_table(arguments.table or arguments.study)
+    study = arguments.table or arguments.study
+    print_table(STUDIES[study].variants, read_results(RESULTS / study))
 
 
-def train(study: str, variant: str, seed: int, data: Path) -> str:
-    """One run to its result file; a run that diverges is a result, too. Returns a line to print."""
-    name = f"{variant}-{seed}".replace(" ", "").replace(",", "_").replace("/", "_")
-    result, out = RESULTS / study / f"{name}.json", ROOT / "runs" / "cifar10-lt" / study / name
-    if result.is_file():
-        return f"{variant}, seed {seed}: done before"
-    settings = (*STUDIES[study].fixed, *STUDIES[study].variants[variant], f"seed={seed}")
-    command = [CBN_TRAIN, "cifar10-lt", "--data", str(data), "--out", str(out)]
-    command += ["--threads", "1", *(word for setting in settings for word in ("--set", setting))]
-    command += ["--resume"] if (out / "last.pt").is_file() else []
-    done = None if (out / "report.json").is_file() else subprocess.run(command, capture_output=True, text=True)
-    if done is not None and done.returncode < 0:
-        return f"{variant}, seed {seed}: stopped by signal {-done.returncode}"
-    figures: dict[str, Any] = {"variant": variant, "seed": seed, "settings": settings}
-    if done is not None and done.returncode:
-        figures["diverged"] = " ".join(done.stderr.split())
-    else:
-        figures |= figures_of(json.loads((out / "report.json").read_text()))
-    figures["machine"] = describe_machine(["torch", "numpy"])
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(figures, indent=1) + "\n")
-    return f"{variant}, seed {seed}: " + ("diverged" if "diverged" in figures else f"{figures['top1']:.4f}")
-
-
-def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tables and curves need of a report.json."""
-    evaluation = report["evaluation"]
-    return {
-        **{key: evaluation[key] for key in ("top1", "many", "medium", "few", "ece", "per_class")},
-        "mixture": report["mixture"],
-        "history": report["history"],
-        "seconds": report["seconds"],
-    }
-
-
-def print_table(study: str) -> None:
-    """Markdown: mean and standard deviation over the seeds, last epoch."""
-    print("\n| training | seeds | top-1 | tail three | pixel entropy | dead components |\n|---|---|---|---|---|---|")
-    results = [json.loads(path.read_text()) for path in sorted((RESULTS / study).glob("*.json"))]
-    for variant in STUDIES[study].variants:
-        rows = [row for row in results if row["variant"] == variant]
-        finished = [row for row in rows if "top1" in row]
-        if not rows:
-            continue
-        if not finished:
-            print(f"| {variant} | {len(rows)} | diverged | | | |")
-            continue
-        layers = [layer for row in finished for layer in row["mixture"].values()]
-        entropy = f"{statistics.mean(layer['pixel_entropy'] for layer in layers):.2f}" if layers else "-"
-        dead = f"{sum(layer['dead'] for layer in layers) / len(finished):.1f}" if layers else "-"
-        lost = f" ({len(rows) - len(finished)} diverged)" if len(finished) < len(rows) else ""
-        tail = spread([statistics.mean(row["per_class"][-3:]) for row in finished])
-        print(
-            f"| {variant} | {len(rows)}{lost} | {spread([row['top1'] for row in finished])} | {tail} "
-            f"| {entropy} | {dead} |"
-        )
-
-
-def spread(fractions: list[float]) -> str:
-    """Per cent: mean ± standard deviation."""
-    deviation = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
-    return f"{100 * statistics.mean(fractions):.1f}{deviation}"
+def run_of(study: str, variant: str, seed: int, data: Path) -> Run:
+    """The variant's training in the study."""
+    name = file_name(variant, seed)
+    return Run(
+        variant,
+        seed,
+        "cifar10-lt",
+        (*STUDIES[study].fixed, *STUDIES[study].variants[variant], f"seed={seed}"),
+        data,
+        ROOT / "runs" / "cifar10-lt" / study / name,
+        RESULTS / study / f"{name}.json",
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+"""One `cbn-train` in a process of its own, its figures in a file, and the table of many: shared by the studies here.
+
+Every run has one thread, so that its figures depend on seed and settings alone. A run that was stopped goes on where it
+was, a finished one is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbn_deploy.machine import describe_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+CBN_TRAIN = str(Path(sys.executable).with_name("cbn-train"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the recipe, its data and settings, and where it works and leaves its figures."""
+
+    variant: str
+    seed: int
+    recipe: str
+    settings: tuple[str, ...]
+    data: Path | None
+    out: Path
+    result: Path
+
+
+def file_name(variant: str, seed: int) -> str:
+    """The name of a variant's folder or file."""
+    return f"{variant}-{seed}".replace(" ", "").replace(",", "_").replace("/", "_")
+
+
+def train(run: Run) -> str:
+    """The run to its result file, a line to print; a run that diverges is a result, too."""
+    if run.result.is_file():
+        return f"{run.variant}, seed {run.seed}: done before"
+    command = [CBN_TRAIN, run.recipe, "--out", str(run.out), "--threads", "1"]
+    command += ["--data", str(run.data)] if run.data else []
+    command += [word for setting in run.settings for word in ("--set", setting)]
+    command += ["--resume"] if (run.out / "last.pt").is_file() else []
+    report = run.out / "report.json"
+    done = None if report.is_file() else subprocess.run(command, capture_output=True, text=True)
+    if done is not None and done.returncode < 0:
+        return f"{run.variant}, seed {run.seed}: stopped by signal {-done.returncode}"
+    figures: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "settings": run.settings}
+    if done is not None and done.returncode:
+        figures["diverged"] = " ".join(done.stderr.split())
+    else:
+        figures |= figures_of(json.loads(report.read_text()))
+    figures["machine"] = describe_machine(["torch", "numpy"])
+    run.result.parent.mkdir(parents=True, exist_ok=True)
+    run.result.write_text(json.dumps(figures, indent=1) + "\n")
+    return f"{run.variant}, seed {run.seed}: " + ("diverged" if "diverged" in figures else f"{figures['top1']:.4f}")
+
+
+def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables and curves need of a report.json."""
+    evaluation = report["evaluation"]
+    return {
+        **{key: evaluation[key] for key in ("top1", "many", "medium", "few", "ece", "per_class")},
+        "mixture": report["mixture"],
+        "history": report["history"],
+        "seconds": report["seconds"],
+    }
+
+
+def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]]) -> None:
+    """Markdown: mean and standard deviation over the seeds, last epoch; a variant without a run has no row."""
+    print("\n| training | seeds | top-1 | tail three | pixel entropy | dead components |\n|---|---|---|---|---|---|")
+    for variant in variants:
+        rows = [row for row in results if row["variant"] == variant]
+        finished = [row for row in rows if "top1" in row]
+        if not rows:
+            continue
+        if not finished:
+            print(f"| {variant} | {len(rows)} | diverged | | | |")
+            continue
+        layers = [layer for row in finished for layer in row["mixture"].values()]
+        entropy = f"{statistics.mean(layer['pixel_entropy'] for layer in layers):.2f}" if layers else "-"
+        dead = f"{sum(layer['dead'] for layer in layers) / len(finished):.1f}" if layers else "-"
+        lost = f" ({len(rows) - len(finished)} diverged)" if len(finished) < len(rows) else ""
+        tail = spread([statistics.mean(row["per_class"][-3:]) for row in finished])
+        print(
+            f"| {variant} | {len(rows)}{lost} | {spread([row['top1'] for row in finished])} | {tail} "
+            f"| {entropy} | {dead} |"
+        )
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The result files of a folder, by name."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def spread(fractions: Sequence[float]) -> str:
+    """Per cent: mean ± standard deviation."""
+    deviation = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
+    return f"{100 * statistics.mean(fractions):.1f}{deviation}"
