@@ -64,6 +64,8 @@ def create_app(settings: ServingSettings | None = None, *, tracing: Tracing | No
     )
     app.state.services = services
     guards = [Security(require_key)] if services.keys else []
+    # Routes are tried in this order.
+    app.include_router(v1.classify_router, dependencies=guards)
     for router in (operations.health, v2.health, page_router()):
         app.include_router(router)
     for router in (v1.router, v2.router, operations.router):

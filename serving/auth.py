@@ -19,7 +19,7 @@ from cbn_deploy.errors import SettingsError
 from serving.errors import ApiError
 from serving.watched_file import fingerprint
 
-__all__ = ["ApiKeys", "require_key"]
+__all__ = ["ApiKeys", "authenticate", "require_key"]
 
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="A key of the server's --api-key-file.")
 _bearer = HTTPBearer(auto_error=False, description="The same key as a bearer token.")
@@ -109,6 +109,12 @@ async def require_key(
             {"WWW-Authenticate": 'Bearer realm="cbn-serve"'},
         )
     request.state.log.update(key=name)
+
+
+async def authenticate(request: Request) -> None:
+    """:func:`require_key` for a route whose arguments FastAPI does not put together, if keys are configured at all."""
+    if request.app.state.services.keys is not None:
+        await require_key(request, await _header(request), await _bearer(request))
 
 
 def _read(path: Path) -> tuple[bytes, ...]:

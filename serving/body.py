@@ -8,17 +8,18 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from serving.errors import ApiError
+from serving.timeouts import timeout
 
 __all__ = ["read_body"]
 
 
-async def read_body(request: Request, max_bytes: int, timeout: float, *, front: int = 0) -> memoryview:
-    """The whole body, if it is at most ``max_bytes`` long and arrives within ``timeout`` seconds.
+async def read_body(request: Request, max_bytes: int, seconds: float, *, front: int = 0) -> memoryview:
+    """The whole body, if it is at most ``max_bytes`` long and arrives within ``seconds``.
 
     Args:
         request: whose body nobody has read yet.
         max_bytes: judged by Content-Length before reading and by what arrives while reading.
-        timeout: seconds.
+        seconds: that it may take to arrive.
         front: how many bytes the body starts after an address that is a multiple of 16, so that a tensor which follows
             some text in the body can be used where it lies.
 
@@ -29,10 +30,11 @@ async def read_body(request: Request, max_bytes: int, timeout: float, *, front: 
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     try:
-        return await asyncio.wait_for(_collect(request, max_bytes, front), timeout)
+        async with timeout(seconds):
+            return await _collect(request, max_bytes, front)
     except asyncio.TimeoutError:
         raise ApiError(
-            408, f"The body did not arrive within {timeout:g} seconds; send it faster.", {"Connection": "close"}
+            408, f"The body did not arrive within {seconds:g} seconds; send it faster.", {"Connection": "close"}
         ) from None
     except ClientDisconnect:
         raise ApiError(400, "The connection closed before the whole body had arrived.") from None

@@ -41,9 +41,7 @@ class Classification:
         self._over("inference", started + answer.queue_seconds, answer.inference_seconds, answer.batch_size)
         self._log.update({f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in self.seconds.items()})
         metrics = self._services.metrics
-        metrics.images.labels(model=self._model.name).inc(len(images))
-        for stage, seconds in self.seconds.items():
-            metrics.stage_duration.labels(model=self._model.name, stage=stage).observe(seconds)
+        metrics.count_images(self._model.name, len(images), self.seconds)
         return answer
 
     def _over(self, stage: str, started: float, seconds: float, batch_size: int | None = None) -> None:

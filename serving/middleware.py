@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import re
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,10 +56,9 @@ class ObserveRequests:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-ID"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 if self._drain.begun:
-                    answer["Connection"] = "close"
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         span = contextlib.nullcontext() if self._tracing is None else self._tracing.request(scope)
@@ -77,12 +76,8 @@ class ObserveRequests:
         route = getattr(scope.get("route"), "path", "unmatched")
         # Only known values become labels: a client must not be able to grow the metrics.
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(method=method, route=route, status=status).inc()
-        self._metrics.request_duration.labels(route=route).observe(seconds)
-        failed = {}
-        if status == 0 or status >= 400:
-            failed = {"reason": error_reason(scope, status)}
-            self._metrics.errors.labels(route=route, **failed).inc()
+        failed = {"reason": error_reason(scope, status)} if status == 0 or status >= 400 else {}
+        self._metrics.count_request(method, route, status, seconds, **failed)
         if self._log_requests:
             fields = {
                 "request_id": scope["state"]["request_id"],
@@ -105,4 +100,4 @@ def _trace_id(traceparent: str) -> str:
 
 def _request_id(given: str, trace_id: str) -> str:
     """The client's own id if it is harmless, else the id of the trace that it belongs to, else a new one."""
-    return given if _ID.fullmatch(given) else trace_id or uuid.uuid4().hex
+    return given if _ID.fullmatch(given) else trace_id or f"{random.getrandbits(128):032x}"

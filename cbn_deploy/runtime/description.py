@@ -6,6 +6,7 @@ Every field becomes one ``metadata_props`` entry ``cbn.<field>`` whose value is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -139,7 +140,7 @@ class ModelDescription:
             if len(energies) != len(ENERGY_LEVELS) or not _ascending_numbers(energies):
                 raise ValueError(f"energy_quantiles of {group!r} must be {len(ENERGY_LEVELS)} ascending numbers")
 
-    @property
+    @functools.cached_property
     def shot_groups(self) -> tuple[ShotGroup, ...]:
         """The shot group of each class."""
         return tuple(shot_group(count) for count in self.class_counts)

@@ -7,6 +7,7 @@ adds the log frequencies back. Without ``prior`` the logits are used as they are
 
 from __future__ import annotations
 
+import heapq
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -47,15 +48,11 @@ def rank(logits: NDArray[np.floating[Any]], description: ModelDescription, top_k
 
     Equal probabilities keep the classes' order.
     """
-    probabilities = np.exp(log_softmax(logits))
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    probabilities = np.exp(log_softmax(logits)).tolist()
+    best = heapq.nlargest(top_k, range(len(probabilities)), key=probabilities.__getitem__)
+    labels, groups = description.class_names, description.shot_groups
     return [
-        RankedLabel(
-            label=description.class_names[index],
-            index=int(index),
-            probability=float(probabilities[index]),
-            shot_group=description.shot_groups[index],
-        )
+        RankedLabel(label=labels[index], index=index, probability=probabilities[index], shot_group=groups[index])
         for index in best
     ]
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 
 from cbn_deploy.runtime import Prediction
 from serving.api.answers import image_results, legend
+from serving.api.direct import DirectRoute
 from serving.api.parameters import applied_prior, check_query, with_estimate
 from serving.api.schemas import (
     ClassifyQuery,
@@ -26,10 +27,12 @@ from serving.images import read_images
 from serving.models import ServedModel
 from serving.responses import JsonResponse
 from serving.services import ServicesOf
+from serving.timeouts import timeout
 
-__all__ = ["router"]
+__all__ = ["classify_router", "router"]
 
 router = APIRouter(prefix="/v1", tags=["classify"])
+classify_router = APIRouter(prefix="/v1", tags=["classify"], route_class=DirectRoute)
 
 _BINARY = {"type": "string", "format": "binary"}
 _BODY = {
@@ -57,7 +60,7 @@ async def list_models(services: ServicesOf) -> JsonResponse:
     return JsonResponse(ModelList(models=models, versions=services.registry.index()))
 
 
-@router.post(
+@classify_router.post(
     "/classify",
     response_model=ClassifyResponse,
     responses=problems(400, 401, 404, 408, 413, 415, 422, 500, 503, 504),
@@ -72,8 +75,8 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
         images = await read_images(request, services.settings, services.decoder)
         limit = min(query.timeout or math.inf, services.settings.timeout)
         try:
-            async with while_connected(request):
-                prediction, timing = await asyncio.wait_for(_classify(images, work), limit)
+            async with while_connected(request), timeout(limit):
+                prediction, timing = await _classify(images, work)
         except asyncio.TimeoutError:
             raise ApiError(504, f"No answer within {limit:g} seconds; send fewer images.") from None
         recent = None if choices.prior_kind != "estimate" else await services.decoder.run(model.traffic.prior.estimate)

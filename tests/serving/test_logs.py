@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.logs import JsonFormatter, RateLimit
+from serving.logs import JsonFormatter, LineHandler, RateLimit
 
 PRINTABLE = re.compile(r"[ -~]*")
 
@@ -63,3 +66,69 @@ def test_errors_of_one_line_of_code_are_bounded_and_counted() -> None:
     later = record("error", logging.ERROR)
     assert limit.filter(later)
     assert later.fields == {}
+
+
+class Stream(io.StringIO):
+    """A stream that says what was written at once, and can be full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+        self.full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.writes.append(text)
+        return super().write(text)
+
+
+def messages(stream: Stream) -> list[str]:
+    return [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def lines() -> tuple[LineHandler, Stream]:
+    stream = Stream()
+    handler = LineHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    return handler, stream
+
+
+def test_lines_are_written_together_and_in_order_without_being_asked(lines: tuple[LineHandler, Stream]) -> None:
+    handler, stream = lines
+    for number in range(100):
+        handler.handle(record(str(number)))
+    eventually(lambda: len(messages(stream)) == 100)
+    assert messages(stream) == [str(number) for number in range(100)]
+    assert len(stream.writes) < 10
+    handler.handle(record("later"))  # the thread that writes is still there
+    eventually(lambda: messages(stream)[-1] == "later")
+
+
+def test_a_warning_is_written_at_once_behind_what_was_before(lines: tuple[LineHandler, Stream]) -> None:
+    handler, stream = lines
+    handler.handle(record("info"))
+    handler.handle(record("warning", logging.WARNING))
+    assert messages(stream) == ["info", "warning"]
+
+
+def test_a_full_disk_ends_neither_the_logging_nor_what_logs(
+    lines: tuple[LineHandler, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    handler, stream = lines
+    stream.full = True
+    handler.handle(record("lost"))
+    handler.handle(record("lost", logging.ERROR))
+    time.sleep(0.1)
+    stream.full = False
+    handler.handle(record("found"))
+    eventually(lambda: messages(stream) == ["found"])

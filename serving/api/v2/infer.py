@@ -22,6 +22,7 @@ from serving.connection import while_connected
 from serving.errors import ApiError
 from serving.models import ServedModel
 from serving.services import Services, ServicesOf
+from serving.timeouts import timeout
 
 __all__ = ["router"]
 
@@ -98,7 +99,8 @@ async def _parse(
 
 async def _decode(files: list[bytes], work: Classification, limit: float) -> NDArray[np.float32]:
     try:
-        return await asyncio.wait_for(work.decode(files), limit)
+        async with timeout(limit):
+            return await work.decode(files)
     except asyncio.TimeoutError:
         raise ApiError(504, f"The images were not decoded within {limit:g} seconds; send fewer.") from None
 
