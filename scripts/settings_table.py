@@ -21,7 +21,7 @@ def settings_table() -> str:
 
     lines = ["| setting | default | range | |", "|---|---|---|---|"]
     for name, field in ServingSettings.model_fields.items():
-        default = "all CPUs" if field.default_factory is not None else shown(field.default)
+        default = "CPUs / `workers`" if field.default_factory is not None else shown(field.default)
         lines.append(f"| `{name}` | {default} | {bounds(field.metadata)} | {field.description} |")
     return "\n".join(lines)
 

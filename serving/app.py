@@ -39,12 +39,18 @@ _SENT_ACROSS_ORIGINS = (
 _READ_ACROSS_ORIGINS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-ID")
 
 
-def create_app(settings: ServingSettings | None = None, *, tracing: Tracing | None = None) -> FastAPI:
+def create_app(
+    settings: ServingSettings | None = None,
+    *,
+    tracing: Tracing | None = None,
+    unloaded: frozenset[str] = frozenset(),
+) -> FastAPI:
     """Load the models and build the server.
 
     Args:
         settings: ``None``: every one from the environment, or the file that it names.
         tracing: ``None``: what the ``OTEL_*`` variables ask for.
+        unloaded: models that are left out until a client loads them.
 
     The models are loaded here, not on the first request: what cannot be served is an error before a port opens. Whoever
     makes an application and lives on after it calls ``app.state.services.close()``.
@@ -52,7 +58,7 @@ def create_app(settings: ServingSettings | None = None, *, tracing: Tracing | No
     Raises:
         CbnError: a setting, key file or model that cannot work.
     """
-    services = _build_services(settings or load_settings(), tracing or tracing_from_environment())
+    services = _build_services(settings or load_settings(), tracing or tracing_from_environment(), unloaded)
     app = FastAPI(
         title="cbn-serve",
         summary="Classify images with models exported by cbn-export.",
@@ -89,11 +95,11 @@ def create_app(settings: ServingSettings | None = None, *, tracing: Tracing | No
     return app
 
 
-def _build_services(settings: ServingSettings, tracing: Tracing | None) -> Services:
+def _build_services(settings: ServingSettings, tracing: Tracing | None, unloaded: frozenset[str]) -> Services:
     keys = ApiKeys(settings.api_key_file) if settings.api_key_file else None
     inference = InferencePool(settings.concurrency)
     metrics = Metrics()
-    registry = ModelRegistry(settings, inference, metrics.count_batch)
+    registry = ModelRegistry(settings, inference, metrics.count_batch, unloaded)
     limits = ImageLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels)
     services = Services(
         settings=settings,

@@ -5,26 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
-from fastapi import FastAPI
-from prometheus_client import disable_created_metrics
 
 from cbn_deploy.cli import run_cli
-from cbn_deploy.errors import SettingsError
-from serving.app import create_app
 from serving.config_file import to_toml
-from serving.draining import DrainingServer
 from serving.logs import configure_logging
-from serving.protocol import bounded_head_protocol
-from serving.services import Services
 from serving.settings import ENV_PREFIX, ServingSettings, load_settings, unknown_variables
-from serving.tls import TlsFiles
 
 __all__ = ["main"]
 
@@ -47,11 +37,6 @@ Every option is also an environment variable, CBN_MAX_QUEUE=16, and a line of --
 beats the variable, which beats the file, which beats the default.
 """
 
-# A head larger than this is refused: as large as uvicorn allows where it has a limit.
-_MAX_HEADER_BYTES = 64 * 2**10
-_BACKLOG = 2048
-_TLS_LOOK_SECONDS = 10
-
 app = typer.Typer(add_completion=False)
 log = logging.getLogger("serving")
 
@@ -60,7 +45,7 @@ def _help(name: str) -> str:
     """What a setting is, and its default where there is one that says something."""
     field = ServingSettings.model_fields[name]
     if field.default_factory is not None:
-        return f"{field.description} Default: all CPUs."
+        return f"{field.description} Default: the CPUs, shared out among the workers."
     if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
         return f"{field.description} Default: {field.default}."
     return str(field.description)
@@ -78,6 +63,7 @@ def serve(
     runtime: Annotated[str | None, typer.Option(help=_help("runtime"))] = None,
     host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
     port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
+    workers: Annotated[int | None, typer.Option(help=_help("workers"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     decode_threads: Annotated[int | None, typer.Option(help=_help("decode_threads"))] = None,
     concurrency: Annotated[int | None, typer.Option(help=_help("concurrency"))] = None,
@@ -115,67 +101,22 @@ def serve(
         return
     for sentence in unknown_variables():
         log.warning(sentence)
-    tls = TlsFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
-    application = create_app(settings)
-    try:
-        with _listen(settings) as listener:
-            _run(application, settings, listener, tls)
-    finally:
-        application.state.services.close()
+    # The server's imports are left to the processes that serve.
+    if settings.workers > 1:
+        from serving.workers.supervisor import serve_with_workers
+
+        serve_with_workers(settings)
+    else:
+        from serving.process import serve_alone
+
+        serve_alone(settings)
 
 
 def main() -> None:
     """Entry point of ``cbn-serve``."""
     configure_logging()
-    # A second series beside every counter, which hardly anybody reads.
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # as the library has it
     signal.signal(signal.SIGTERM, _exit_cleanly)
     run_cli(app)
-
-
-def _listen(settings: ServingSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise SettingsError(
-            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror or error}); "
-            "choose another --host or --port."
-        ) from error
-
-
-def _run(application: FastAPI, settings: ServingSettings, listener: socket.socket, tls: TlsFiles | None) -> None:
-    services: Services = application.state.services
-    config = uvicorn.Config(
-        application,
-        http=bounded_head_protocol(settings.upload_timeout, _MAX_HEADER_BYTES),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=settings.max_connections,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=settings.drain_timeout,
-        ssl_certfile=tls.cert if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )
-    config.load()
-    if tls is not None:
-        config.callback_notify, config.timeout_notify = _renewal(tls, config), _TLS_LOOK_SECONDS
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}"
-    log.info("serving", extra={"fields": {"url": url, "docs": f"{url}/docs", "models": _names(application)}})
-    server = DrainingServer(config, services.drain, settings.drain_delay)
-    services.connections = lambda: len(server.server_state.connections)
-    server.run(sockets=[listener])
-
-
-def _renewal(tls: TlsFiles, config: uvicorn.Config) -> Callable[[], Awaitable[None]]:
-    async def renew() -> None:
-        if config.ssl is not None:
-            tls.renew(config.ssl)
-
-    return renew
 
 
 def _as_config(settings: ServingSettings, given: Mapping[str, object]) -> str:
@@ -192,10 +133,6 @@ def _as_config(settings: ServingSettings, given: Mapping[str, object]) -> str:
         else:
             notes[name] = "file" if name in settings.model_fields_set else "default"
     return to_toml(values, notes)
-
-
-def _names(application: FastAPI) -> list[str]:
-    return list(dict.fromkeys(model.name for model in application.state.services.registry))
 
 
 def _exit_cleanly(*_: object) -> None:

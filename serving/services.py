@@ -17,6 +17,7 @@ from serving.metrics import Metrics
 from serving.models import ModelRegistry, Watcher
 from serving.settings import ServingSettings
 from serving.tracing import Tracing
+from serving.workers.peers import Peers
 
 __all__ = ["Services", "ServicesOf"]
 
@@ -29,6 +30,7 @@ class Services:
         keys: ``None`` where it is open to everybody.
         tracing: ``None`` where nobody asks for traces.
         connections: how many are open; ``None`` where whoever listens does not say.
+        peers: all processes that share the port; ``None`` where this is the only one.
     """
 
     settings: ServingSettings
@@ -42,6 +44,7 @@ class Services:
     drain: Drain
     tracing: Tracing | None
     connections: Callable[[], int] | None = None
+    peers: Peers | None = None
 
     def not_ready(self) -> str:
         """Why requests should not be sent here; empty: they will be answered."""

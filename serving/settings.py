@@ -56,6 +56,12 @@ class ModelSource(BaseModel):
         return cls(name=name, path=Path(path))
 
 
+def _share_of_cpus(before: dict[str, Any]) -> int:
+    """What each worker may use of the CPUs; ``before`` are the settings that come before."""
+    workers: int = before.get("workers", 1)  # absent where it is impossible
+    return max(1, available_cpus() // workers)
+
+
 class ServingSettings(BaseSettings):
     """What ``create_app`` and ``cbn-serve`` are given. Durations are in seconds, sizes in bytes."""
 
@@ -83,17 +89,20 @@ class ServingSettings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
-    threads: int = Field(default_factory=available_cpus, ge=1, le=1024, description="Threads that share one inference.")
-    decode_threads: int = Field(
-        default_factory=available_cpus, ge=1, le=1024, description="Threads that decode images."
+    workers: int = Field(default=1, ge=1, le=256, description="Processes that share the port, each with all models.")
+    threads: int = Field(
+        default_factory=_share_of_cpus, ge=1, le=1024, description="Threads of a worker that share one inference."
     )
-    concurrency: int = Field(default=1, ge=1, le=1024, description="Inferences that run at once.")
+    decode_threads: int = Field(
+        default_factory=_share_of_cpus, ge=1, le=1024, description="Threads of a worker that decode images."
+    )
+    concurrency: int = Field(default=1, ge=1, le=1024, description="Inferences that a worker runs at once.")
     max_batch: int = Field(default=32, ge=1, le=4096, description="Images that one inference takes at most.")
     max_delay: float = Field(
         default=0.0, ge=0, le=10, description="Seconds that a batch which is not full waits for more images."
     )
     max_queue: int = Field(
-        default=64, ge=1, le=100_000, description="Requests of a model in progress or waiting; then 503."
+        default=64, ge=1, le=100_000, description="Requests of a model in progress or waiting in a worker; then 503."
     )
     timeout: float = Field(default=30.0, gt=0, le=3600, description="Seconds for decoding and inference, then 504.")
 
@@ -104,7 +113,7 @@ class ServingSettings(BaseSettings):
         default=10.0, gt=0, le=3600, description="Seconds for a head to arrive, and for a body, then 408."
     )
 
-    max_connections: int = Field(default=1000, ge=1, le=1_000_000, description="Open connections.")
+    max_connections: int = Field(default=1000, ge=1, le=1_000_000, description="Open connections of a worker.")
     drain_delay: float = Field(
         default=0.0,
         ge=0,

@@ -46,6 +46,11 @@ class StateCollector(Collector):
         )
         if services.connections is not None:
             yield _gauge("cbn_connections", "Open connections.", services.connections())
+        peers = services.peers
+        yield _gauge("cbn_workers", "Processes that share the port (--workers).", peers.count if peers else 1)
+        restarts = CounterMetricFamily("cbn_worker_restarts", "How often this process was replaced after it had ended.")
+        restarts.add_metric((), peers.restarts if peers else 0)
+        yield restarts
         suppressed = CounterMetricFamily(
             "cbn_log_records_suppressed", "Warnings and errors not logged because there were too many of their kind."
         )

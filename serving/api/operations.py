@@ -37,5 +37,8 @@ async def healthz() -> JsonResponse:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(401, 500)},
 )
 async def metrics(services: ServicesOf) -> Response:
-    """Counters and histograms in the Prometheus text format."""
-    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    """Counters and histograms of all workers in the Prometheus text format."""
+    text = services.metrics.render()
+    if services.peers is not None:
+        text = await services.peers.metrics(text)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -43,6 +43,7 @@ class ModelRegistry:
         settings: which files, and how they are loaded.
         pool: where inference runs.
         on_batch: called with the model's name after every batch.
+        unloaded: models that are left out until they are loaded by name.
 
     Raises:
         CbnError: a model named in the settings cannot be served; one in the folder of models is only marked so.
@@ -53,6 +54,7 @@ class ModelRegistry:
         settings: ServingSettings,
         pool: InferencePool,
         on_batch: OnBatch,
+        unloaded: frozenset[str] = frozenset(),
     ) -> None:
         self._settings, self._pool = settings, pool
         self._on_batch = on_batch
@@ -60,7 +62,7 @@ class ModelRegistry:
         self._loads: Counter[tuple[str, str]] = Counter()
         self._slots: Mapping[Key, Slot] = MappingProxyType({})
         self._seen: Mapping[Key, Fingerprint] = {}
-        self._unloaded: frozenset[str] = frozenset()
+        self._unloaded = unloaded
         self._load_all()
         self._required = frozenset(name for name, _ in self._slots)
 
@@ -164,13 +166,19 @@ class ModelRegistry:
                 f"The folder of models {self._settings.model_repository} cannot be read "
                 f"({error.strerror or error}); choose another --model-repository."
             ) from error
+        for key in files:
+            if key[0] in self._unloaded:
+                self._put(key, _unloaded_slot(key))
         for source in self._settings.models:
+            if source.name in self._unloaded:
+                continue
             file = files.get((source.name, 1)) or ModelFile(
                 name=source.name, version=1, path=source.path, fingerprint=(0, 0, 0)
             )
             self._adopt(file, self._load(file))
         for name in dict.fromkeys(name for name, _ in files):
-            self._update(name, files, files)
+            if name not in self._unloaded:
+                self._update(name, files, files)
 
     def _load_named(self, name: str) -> None:
         with self._loading:
@@ -193,7 +201,7 @@ class ModelRegistry:
                 raise ApiError(404, f"There is no model {name[:80]!r}.")
             self._unloaded |= {name}
             for key in keys:
-                self._put(key, Slot(name=name, version=key[1], reason="It was unloaded."))
+                self._put(key, _unloaded_slot(key))
 
     def _nothing_answers(self, why: str) -> ApiError:
         """Nothing will change before the files are looked at again."""
@@ -287,6 +295,10 @@ class ModelRegistry:
 
     def _publish(self, slots: Mapping[Key, Slot]) -> None:
         self._slots = MappingProxyType(dict(sorted(slots.items())))
+
+
+def _unloaded_slot(key: Key) -> Slot:
+    return Slot(name=key[0], version=key[1], reason="It was unloaded.")
 
 
 def _ready(slots: Mapping[Key, Slot], name: str) -> list[ServedModel]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from serving.batching import BatchedPrediction, BatchRecord
 
@@ -21,6 +23,9 @@ class Durations:
         """Once more, for ``seconds``."""
         self.count += 1
         self.ns += round(seconds * 1e9)
+
+    def __add__(self, other: Durations) -> Durations:
+        return Durations(self.count + other.count, self.ns + other.ns)
 
 
 @dataclass
@@ -46,6 +51,33 @@ class ModelStatistics:
     queue: Durations = field(default_factory=Durations)
     compute_infer: Durations = field(default_factory=Durations)
     batches: dict[int, Durations] = field(default_factory=dict)
+
+    def __add__(self, other: ModelStatistics) -> ModelStatistics:
+        """What both have done."""
+        sizes = self.batches.keys() | other.batches.keys()
+        return ModelStatistics(
+            inference_count=self.inference_count + other.inference_count,
+            execution_count=self.execution_count + other.execution_count,
+            last_inference_ms=max(self.last_inference_ms, other.last_inference_ms),
+            success=self.success + other.success,
+            fail=self.fail + other.fail,
+            queue=self.queue + other.queue,
+            compute_infer=self.compute_infer + other.compute_infer,
+            batches={
+                size: self.batches.get(size, Durations()) + other.batches.get(size, Durations()) for size in sizes
+            },
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for another process."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelStatistics:
+        """The reverse of :meth:`to_dict`, also after a journey as JSON, whose keys are text."""
+        durations = {name: Durations(**values[name]) for name in ("success", "fail", "queue", "compute_infer")}
+        batches = {int(size): Durations(**found) for size, found in values["batches"].items()}
+        return cls(**{**values, **durations, "batches": batches})
 
     def count_batch(self, record: BatchRecord) -> None:
         """A batch has run."""

@@ -37,7 +37,8 @@ class Server:
         try:
             self.url: str = self.wait_for_log("serving")["url"]
             self.client = httpx.Client(base_url=self.url, timeout=60.0, trust_env=False)
-            self.wait_for_log("Application startup complete.")
+            if not any(entry["message"] == "Application startup complete." for entry in self.log):
+                self.wait_for_log("Application startup complete.")
         except BaseException:
             self.stop()
             raise

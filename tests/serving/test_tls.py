@@ -81,7 +81,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(
     start_server: Callable[..., Server], colours_path: Path, tmp_path: Path
 ) -> None:
     cert, key = certificate(tmp_path, "one")
-    quick = "import serving.cli; serving.cli._TLS_LOOK_SECONDS = 0.5"
+    quick = "import serving.process; serving.process._TLS_LOOK_SECONDS = 0.5"
     server = start_server(colours_path, "--tls-cert", cert, "--tls-key", key, prelude=quick)
     assert served_by(server.url) == "one"
     new_cert, new_key = certificate(tmp_path, "two")

@@ -51,7 +51,7 @@ async def load(request: Request, model: str, services: ServicesOf) -> Response:
     parameters = await _parameters(request, services)
     if any(name == "config" or name.startswith("file:") for name in parameters):
         raise ApiError(400, "A model is loaded from its own file only; leave config and files out.")
-    await services.registry.load(model)
+    await (services.peers or services.registry).load(model)
     return JsonResponse({})
 
 
@@ -63,7 +63,7 @@ async def load(request: Request, model: str, services: ServicesOf) -> Response:
 async def unload(request: Request, model: str, services: ServicesOf) -> Response:
     """Take a model away once the requests that it has are answered. No model depends on another."""
     await _parameters(request, services)
-    await services.registry.unload(model)
+    await (services.peers or services.registry).unload(model)
     return JsonResponse({})
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter
 
 from serving.api.schemas import v2_errors
-from serving.models import Durations, ServedModel
+from serving.models import Durations, ModelStatistics, ServedModel
 from serving.responses import JsonResponse
-from serving.services import ServicesOf
+from serving.services import Services, ServicesOf
 
 __all__ = ["router"]
 
@@ -66,7 +67,7 @@ class Statistics:
 @router.get("/models/stats", response_model=Statistics, responses=v2_errors(401, 500))
 async def all_statistics(services: ServicesOf) -> JsonResponse:
     """Of all models."""
-    return _answer(services.registry)
+    return await _answer(services.registry, services)
 
 
 @router.get("/models/{model}/stats", response_model=Statistics, responses=v2_errors(401, 404, 500, 503))
@@ -77,16 +78,21 @@ async def model_statistics(model: str, services: ServicesOf, version: str | None
     """Of one model: all its versions, or one."""
     asked = services.registry.get(model, version)
     if version is not None:
-        return _answer([asked])
-    return _answer(served for served in services.registry if served.name == model)
+        return await _answer([asked], services)
+    return await _answer([served for served in services.registry if served.name == model], services)
 
 
-def _answer(models: Iterable[ServedModel]) -> JsonResponse:
-    return JsonResponse(Statistics(model_stats=[_statistics(model) for model in models]))
+async def _answer(models: Iterable[ServedModel], services: Services) -> JsonResponse:
+    """Summed over the workers, where there are several."""
+    others = [] if services.peers is None else await services.peers.statistics()
+    return JsonResponse(Statistics(model_stats=[_statistics(model, others) for model in models]))
 
 
-def _statistics(model: ServedModel) -> VersionStatistics:
+def _statistics(model: ServedModel, others: Iterable[Mapping[str, Any]]) -> VersionStatistics:
     counted = model.statistics
+    for other in others:
+        if (other["name"], other["version"]) == (model.name, model.version):
+            counted = counted + ModelStatistics.from_dict(other["counted"])
     return VersionStatistics(
         name=model.name,
         version=model.version,
