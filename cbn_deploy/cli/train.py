@@ -230,6 +230,8 @@ def _print_result(result: TrainingResult, console: Console) -> None:
         for name, value in (("many", scores.many), ("medium", scores.medium), ("few", scores.few))
         if value is not None
     )
+    if len(set(scores.per_class_images)) > 1:  # else it is top-1
+        groups = f"mean recall of the classes {scores.balanced_accuracy:.1%}: {groups}"
     console.print(f"[bold]top-1 {scores.top1:.1%}[/] on the test set ({groups}; calibration error {scores.ece:.1%})")
     if result.comparison is not None:
         console.print("\n".join(_beside_the_paper(result.comparison)), soft_wrap=True, highlight=False, markup=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePath
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +16,10 @@ __all__ = ["ClassCount", "DataReport", "Group", "Unreadable", "sentence_about"]
 # Fewer training images than this cannot show a class's variety; fewer than two leave nothing to learn from.
 _VERY_SMALL = 5
 _SHOWN = 10
+# Kinds of images that people have and that are not read: not to be passed over in silence.
+_OTHER_IMAGES = frozenset(
+    {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".jxl", ".ppm", ".pgm"}
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class DataReport:
         name: of the data set.
         classes: readable images of every class, in label order.
         has_test: whether the user gave test images (otherwise some of train are held out).
+        test_source: the folder or list that they are from, if they are files.
         images: images examined.
         unreadable: files that cannot be used.
         duplicates: groups of identical images within train.
@@ -65,6 +69,7 @@ class DataReport:
     name: str
     classes: tuple[ClassCount, ...]
     has_test: bool
+    test_source: str | None
     images: int
     unreadable: tuple[Unreadable, ...]
     duplicates: tuple[Group, ...]
@@ -91,26 +96,28 @@ class DataReport:
         """One sentence for each kind of problem: what is wrong and what to do. Empty: nothing was found."""
         return tuple(sentence for sentence in (*self._class_problems(), *self._image_problems()) if sentence)
 
-    def _class_problems(self) -> list[str]:
-        no_train = [c.name for c in self.classes if not c.train]
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each thing to know that is in the nature of long-tailed data."""
         no_test = [c.name for c in self.classes if self.has_test and c.train and not c.test]
         small = [c.name for c in self.classes if 0 < c.train < _VERY_SMALL]
         single = [c.name for c in self.classes if not self.has_test and c.train == 1]
+        sentences = (
+            sentence_about(no_test, "class has", "classes have", "no test images, so its recall stays unknown."),
+            sentence_about(
+                small, "class has", "classes have", f"fewer than {_VERY_SMALL} training images; expect low recall."
+            ),
+            sentence_about(
+                single, "class has", "classes have", "one image only, so none is held out and its recall stays unknown."
+            ),
+        )
+        return tuple(sentence for sentence in sentences if sentence)
+
+    def _class_problems(self) -> list[str]:
+        no_train = [c.name for c in self.classes if not c.train]
         return [
             "" if len(self.classes) > 1 else f"There is {len(self.classes)} class; a classifier needs at least 2.",
             sentence_about(no_train, "class has", "classes have", "no training images; add some or remove the class."),
-            sentence_about(
-                no_test, "class has", "classes have", "no test images, so no recall can be given; add some."
-            ),
-            sentence_about(
-                small,
-                "class has",
-                "classes have",
-                f"fewer than {_VERY_SMALL} training images; expect low recall there and add more if you can.",
-            ),
-            sentence_about(
-                single, "class has", "classes have", "one image only, so none can be held out for a test; add images."
-            ),
         ]
 
     def _image_problems(self) -> list[str]:
@@ -123,6 +130,12 @@ class DataReport:
                 "file is",
                 "files are",
                 "unreadable; replace or remove them before training.",
+            ),
+            sentence_about(
+                [name for name in self.ignored if PurePath(name).suffix.lower() in _OTHER_IMAGES],
+                "image is",
+                "images are",
+                "of a kind that is not read and would be left out; convert them to PNG or JPEG.",
             ),
             sentence_about(
                 first(self.leaks),
@@ -141,19 +154,8 @@ class DataReport:
             ),
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: every attribute, and rho, shots and problems."""
-        return {
-            **dataclasses.asdict(self),
-            "sizes": [{"width": w, "height": h, "images": count} for (w, h), count in self.sizes],
-            "kinds": dict(self.kinds),
-            "rho": self.rho,
-            "shots": self.shots,
-            "problems": list(self.problems),
-        }
-
     def render(self, console: Console) -> None:
-        """Print counts, sizes and problems."""
+        """Print counts, sizes, notes and problems."""
         table = Table(title=f"{escape(self.name)}: {self.images} images, {len(self.classes)} classes")
         table.add_column("class")
         table.add_column("train", justify="right")
@@ -170,13 +172,17 @@ class DataReport:
         more = f" and {len(self.sizes) - 3} other sizes" if len(self.sizes) > 3 else ""
         console.print(f"image sizes: {sizes or 'none'}{more}; {', '.join(f'{kind} ({n})' for kind, n in self.kinds)}")
         if not self.has_test:
-            console.print("no test images given: part of train will be held out, the same number of each class")
+            console.print("no test images given: a quarter of every class, at most 50 images, is held out of train")
+        elif self.test_source is not None:
+            console.print(f"test images: those of {escape(self.test_source)}")
         if self.ignored:
             console.print(
                 f"{len(self.ignored)} file(s) ignored, not images by name (such as {escape(self.ignored[0])})"
             )
         for file in self.unreadable[:_SHOWN]:
             console.print(f"  unreadable: {escape(file.name)}: {escape(file.reason)}")
+        for note in self.notes:
+            console.print(f"Note: {escape(note)}")
         if not self.problems:
             console.print("[green]No problems found.[/green]")
         for problem in self.problems:

@@ -145,6 +145,7 @@ def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _
             ClassCount(label, counts["train", label], counts["test", label]) for label in listing.class_names
         ),
         has_test=listing.test is not None,
+        test_source=listing.test_source,
         images=len(samples),
         unreadable=tuple(findings.unreadable),
         duplicates=tuple(duplicates),

@@ -1,4 +1,4 @@
-"""A folder per class: ``DATA/train/CLASS/*`` and, if there is one, ``DATA/test/CLASS/*``."""
+"""A folder per class: ``DATA/train/CLASS/*`` and, if there is one, ``DATA/test/CLASS/*``; or ``DATA/CLASS/*``."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
-__all__ = ["list_class_folders", "list_image_folder"]
+__all__ = ["TEST_NAMES", "find_split", "list_class_folders", "list_image_folder"]
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+"""What the folder of the test images may be called. Nothing is chosen by them, so a validation set will do."""
 
 
 def list_image_folder(data_dir: Path) -> Listing:
-    """List ``data_dir/train`` and ``data_dir/test``; classes in natural order. Opens no image.
+    """List the training and test folders of ``data_dir``; classes in natural order. Opens no image.
+
+    Without a ``train`` folder the folders in ``data_dir`` are the classes, if images lie in at least one of them.
 
     Raises:
-        DataError: there is no ``train`` folder with class folders in it, or a folder cannot be read.
+        DataError: there are no class folders, or a folder cannot be read.
     """
-    train = data_dir / "train"
-    if not train.is_dir():
-        raise DataError(
-            f"{data_dir} has no train folder; expected {train}/CLASS/*.jpg (or .png, .webp, .bmp), or a list "
-            f"{data_dir}/train.csv or train.txt."
-        )
+    train, test = find_split(data_dir, "train"), find_split(data_dir, *TEST_NAMES)
+    if train is None:
+        if test is not None or not _holds_class_folders(data_dir):
+            raise DataError(
+                f"{data_dir} has no train folder; expected {data_dir}/train/CLASS/*.jpg (or .png, .webp, .bmp), "
+                f"{data_dir}/CLASS/*.jpg, or a list {data_dir}/train.csv or train.txt."
+            )
+        train = data_dir
     train_classes, train_files, ignored = list_class_folders(train)
     test_files = None
     test_classes: list[str] = []
-    if (data_dir / "test").is_dir():
-        test_classes, test_files, test_ignored = list_class_folders(data_dir / "test")
+    if test is not None:
+        test_classes, test_files, test_ignored = list_class_folders(test)
         ignored += test_ignored
     return Listing(
         root=data_dir,
@@ -35,7 +42,32 @@ def list_image_folder(data_dir: Path) -> Listing:
         train=tuple(train_files),
         test=None if test_files is None else tuple(test_files),
         ignored=tuple(ignored),
+        test_source=None if test is None else test.name,
     )
+
+
+def find_split(data_dir: Path, *names: str) -> Path | None:
+    """The folder in ``data_dir`` with the first of these names that there is, upper and lower case alike.
+
+    Raises:
+        DataError: ``data_dir`` cannot be read.
+    """
+    try:
+        folders = {entry.name.lower(): entry for entry in sorted(data_dir.iterdir()) if entry.is_dir()}
+    except OSError as error:
+        raise DataError(f"Cannot read {error.filename or data_dir}: {error.strerror or error}.") from error
+    return next((folders[name] for name in names if name in folders), None)
+
+
+def _holds_class_folders(folder: Path) -> bool:
+    try:
+        return any(_is_image(path) for path in folder.glob("[!.]*/[!.]*"))
+    except OSError as error:
+        raise DataError(f"Cannot read {error.filename or folder}: {error.strerror or error}.") from error
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def list_class_folders(split: Path) -> tuple[list[str], list[LabelledFile], list[Path]]:
@@ -54,7 +86,7 @@ def list_class_folders(split: Path) -> tuple[list[str], list[LabelledFile], list
         ignored: list[Path] = []
         for label in classes:
             for path in _visible_files(split / label):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+                if _is_image(path):
                     files.append(LabelledFile(path, label))
                 else:
                     ignored.append(path)

@@ -21,9 +21,9 @@ __all__ = ["find_list", "list_image_lists", "read_class_names"]
 _HEADERS = frozenset({"path", "file", "filename", "image"})
 
 
-def find_list(data_dir: Path, split: str) -> Path | None:
-    """``data_dir/SPLIT.csv`` or ``SPLIT.txt``, whichever exists first."""
-    candidates = (data_dir / f"{split}.csv", data_dir / f"{split}.txt")
+def find_list(data_dir: Path, *names: str) -> Path | None:
+    """``data_dir/NAME.csv`` or ``NAME.txt`` of the first name that has one."""
+    candidates = (data_dir / f"{name}.{ending}" for name in names for ending in ("csv", "txt"))
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -63,6 +63,7 @@ def list_image_lists(
         class_names=tuple(names),
         train=labelled(train, train_list),
         test=None if test is None or test_list is None else labelled(test, test_list),
+        test_source=None if test_list is None else test_list.name,
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -153,17 +151,6 @@ class ListReport:
                 first(self.duplicates), "image is", "images are", "in one list more than once; keep one line only."
             ),
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: every attribute, and rho, shots and problems."""
-        return {
-            **dataclasses.asdict(self),
-            "sizes": [{"width": w, "height": h, "images": count} for (w, h), count in self.sizes],
-            "kinds": dict(self.kinds),
-            "rho": self.rho,
-            "shots": self.shots,
-            "problems": list(self.problems),
-        }
 
     def render(self, console: Console) -> None:
         """Print lists, counts and problems."""

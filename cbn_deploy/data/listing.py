@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cbn_deploy.errors import DataError
 
-__all__ = ["LabelledFile", "Listing", "hold_out", "natural_sorted"]
+__all__ = ["LabelledFile", "Listing", "held_out_counts", "hold_out", "natural_sorted"]
 
-_HELD_OUT_PART = 4
+_HELD_OUT_PART, _MOST_HELD_OUT = 4, 50
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Listing:
         train: training files.
         test: test files; ``None`` if the user gave none.
         ignored: files in the folders that are no images by their name.
+        test_source: name of the folder or list of the test images.
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Listing:
     train: tuple[LabelledFile, ...]
     test: tuple[LabelledFile, ...] | None
     ignored: tuple[Path, ...] = ()
+    test_source: str | None = None
 
 
 def natural_sorted(names: Iterable[str]) -> list[str]:
@@ -54,8 +56,17 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
+def held_out_counts(counts: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Of ``counts`` (K,) images of each class, how many :func:`hold_out` takes: a quarter, at least 1, at most 50.
+
+    A class with a single image keeps it for training.
+    """
+    held_out = np.where(counts < 2, 0, np.clip(counts // _HELD_OUT_PART, 1, _MOST_HELD_OUT))
+    return held_out.astype(np.int64)
+
+
 def hold_out(labels: NDArray[np.integer], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split off a class-balanced test set: of every class a quarter of the rarest class's images, at least one.
+    """Split off a test set of :func:`held_out_counts` images.
 
     One ``RandomState(seed)``, classes ascending, per class a shuffle of its indices: the first go to the test.
 
@@ -67,20 +78,17 @@ def hold_out(labels: NDArray[np.integer], seed: int) -> tuple[NDArray[np.int64],
         Indices of the training and of the test images, int64, ascending.
 
     Raises:
-        DataError: a class has a single image, so that it cannot be in both.
+        DataError: no class has two images.
     """
     counts = np.bincount(labels)
-    rarest = int(counts.min())
-    if rarest < 2:
-        raise DataError(
-            "A class has fewer than 2 images, so none can be held out for a test; add images or give a test set."
-        )
-    held = max(rarest // _HELD_OUT_PART, 1)
+    if counts.max() < 2:
+        raise DataError("No class has two images, so none can be held out for a test; add images or give a test set.")
+    held_out = held_out_counts(counts)
     random_state = np.random.RandomState(seed)
     test = []
     for label in range(len(counts)):
         indices = np.flatnonzero(labels == label)
         random_state.shuffle(indices)
-        test.append(indices[:held])
+        test.append(indices[: held_out[label]])
     chosen = np.sort(np.concatenate(test)).astype(np.int64)
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), chosen), chosen

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cbn_deploy.data.image_folder import list_class_folders, list_image_folder
+from cbn_deploy.data.image_folder import TEST_NAMES, find_split, list_class_folders, list_image_folder
 from cbn_deploy.data.image_list import find_list, list_image_lists
 from cbn_deploy.data.image_set import FileImageSet, LongTailedData
 from cbn_deploy.data.listing import LabelledFile, Listing, hold_out
@@ -21,7 +21,9 @@ __all__ = ["list_images", "load_image_folder", "load_image_list", "load_test_ima
 
 
 def list_images(data_dir: Path) -> Listing:
-    """The files of ``data_dir``: by ``train.csv`` / ``train.txt`` (and ``test.*``) if there, else a folder per class.
+    """The files of ``data_dir``: by ``train.csv`` / ``train.txt`` if there, else a folder per class.
+
+    Test images are those of ``test`` (list or folder), or else of ``val``, ``valid`` or ``validation``.
 
     Raises:
         DataError: there is neither, or a list or folder cannot be read.
@@ -31,7 +33,7 @@ def list_images(data_dir: Path) -> Listing:
         raise DataError(f"{data_dir} is not a folder; give the folder that holds train/CLASS/* or train.csv.")
     train_list = find_list(data_dir, "train")
     if train_list is not None:
-        return list_image_lists(train_list, find_list(data_dir, "test"))
+        return list_image_lists(train_list, find_list(data_dir, *TEST_NAMES))
     return list_image_folder(data_dir)
 
 
@@ -69,29 +71,39 @@ def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: 
     """The test images of ``data_dir`` for a model with these classes: no training images are needed.
 
     They are ``test.csv`` / ``test.txt``, else the published test list of ImageNet-LT, Places-LT or iNaturalist 2018,
-    else ``test/CLASS/*``, else ``data_dir/CLASS/*``.
+    else ``val.csv`` and the like, else ``test/CLASS/*`` or ``val/CLASS/*``, else ``data_dir/CLASS/*``.
 
     Raises:
-        DataError: no such images, or a class that the model does not know.
+        DataError: no such images, training images alone, or a class that the model does not know.
     """
     data_dir = Path(data_dir)
     test_list = find_list(data_dir, "test")
     published = None if test_list is not None else find_published_test_list(data_dir)
     if published is not None:
         return published_test_images(*published, data_dir, class_names, preprocessing)
+    test_list = test_list or find_list(data_dir, *TEST_NAMES)
     if test_list is not None:
         files: Sequence[LabelledFile] = list_image_lists(test_list, class_names=class_names).train
     else:
-        folder = data_dir / "test" if (data_dir / "test").is_dir() else data_dir
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder; give the folder that holds test/CLASS/*.")
-        _, files, _ = list_class_folders(folder)
+        _, files, _ = list_class_folders(_test_folder(data_dir))
     if not files:
         raise DataError(f"{data_dir} has no test images; expected {data_dir}/test/CLASS/*.jpg (or .png, .webp, .bmp).")
     unknown = sorted({file.label for file in files} - set(class_names))
     if unknown:
         raise DataError(f"{data_dir} has the class {unknown[0]!r}, which the model does not know; remove or rename it.")
     return FileImageSet([file.path for file in files], _labels(files, class_names), preprocessing)
+
+
+def _test_folder(data_dir: Path) -> Path:
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir} is not a folder; give the folder that holds test/CLASS/*.")
+    test = find_split(data_dir, *TEST_NAMES)
+    if test is None and (find_split(data_dir, "train") or find_list(data_dir, "train")):
+        raise DataError(
+            f"{data_dir} has training images only; to evaluate on those that cbn-train held out of them, add "
+            "--recipe image-folder (and --set data.seed=N if the run had it)."
+        )
+    return test or data_dir
 
 
 def _load(listing: Listing, preprocessing: Preprocessing, seed: int, cache_bytes: int) -> LongTailedData:
@@ -130,6 +142,8 @@ def _check(listing: Listing) -> None:
         raise DataError(f"The test set of {listing.root} is empty; add images, or remove it to hold some out of train.")
     missing = next((file.path for file in (*listing.train, *(listing.test or ())) if not _exists(file.path)), None)
     if missing is not None:
+        if _is_link(missing):
+            raise DataError(f"{missing} is a link to a file that does not exist; remove it or its line in the list.")
         raise DataError(f"{missing} is listed but does not exist; correct the list or its root.")
 
 
@@ -137,6 +151,13 @@ def _exists(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:  # a name too long for the file system, a folder without permission
+        return False
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:
         return False
 
 

@@ -6,16 +6,16 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from cbn_deploy.runtime import ModelDescription, shot_group
 from cbn_deploy.training.metrics import Reliability
 from cbn_deploy.training.model_evaluation import ModelEvaluation
-from cbn_deploy.training.plot_style import DPI, GREY, GROUP_COLOURS, GROUP_MEANING, HALO, INK, STYLE, label_ticks
+from cbn_deploy.training.plot_style import DPI, GREY, GROUP_COLOURS, GROUP_MEANING, HALO, INK, label_ticks, plot_style
 
 __all__ = ["draw_evaluation"]
 
@@ -37,7 +37,7 @@ def draw_evaluation(result: ModelEvaluation, description: ModelDescription, titl
     Returns:
         The file's content; the same figures give the same bytes.
     """
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "cbn-eval"}):
+    with plot_style(**{"svg.hashsalt": "cbn-eval"}):
         figure = Figure(figsize=(13, 5), layout="constrained")
         figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
         halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.75))
@@ -122,6 +122,6 @@ def _legend(counts: Sequence[int], balanced_accuracy: float) -> list[Any]:
     handles: list[Any] = [
         Patch(color=colour, label=GROUP_MEANING[group]) for group, colour in GROUP_COLOURS.items() if group in present
     ]
-    line = matplotlib.lines.Line2D([], [], color=INK, linestyle="--", linewidth=1)
+    line = Line2D([], [], color=INK, linestyle="--", linewidth=1)
     line.set_label(f"balanced accuracy {balanced_accuracy:.1%}")
     return [*handles, line]

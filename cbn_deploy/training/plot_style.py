@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import matplotlib
+from matplotlib import font_manager
 
 from cbn_deploy.runtime.description import ShotGroup
 
-__all__ = ["DPI", "GREY", "GROUP_COLOURS", "GROUP_MEANING", "HALO", "INK", "STYLE", "label_ticks"]
+__all__ = ["DPI", "GREY", "GROUP_COLOURS", "GROUP_MEANING", "HALO", "INK", "label_ticks", "plot_style"]
 
 # Three colours of Okabe and Ito's palette, which differ in lightness too, so that they survive a grey printer.
 GROUP_COLOURS: dict[ShotGroup, str] = {"many": "#0072B2", "medium": "#56B4E9", "few": "#D55E00"}
@@ -17,8 +22,8 @@ GROUP_MEANING: dict[ShotGroup, str] = {
     "few": "few (< 20)",
 }
 INK, GREY = "#222222", "#777777"
-STYLE = {
-    "font.family": "DejaVu Sans",
+_STYLE = {
+    "text.parse_math": False,  # class names may have dollar signs
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,6 +42,18 @@ STYLE = {
 HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
 DPI = 130
 _MAX_TICK_LABELS = 32
+# For class names in scripts that the first one does not have; those that are installed are asked in this order.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "Yu Gothic")
+
+
+@contextmanager
+def plot_style(**more: Any) -> Iterator[None]:
+    """Draw inside this; ``more`` are further settings of matplotlib. A character that no font has becomes a box."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    style = {**_STYLE, "font.family": [name for name in _FONTS if name in installed], **more}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def label_ticks(axes: Any, positions: Any, labels: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from cbn_deploy.runtime.description import ShotGroup, shot_group
-from cbn_deploy.training.plot_style import DPI, GREY, GROUP_COLOURS, GROUP_MEANING, HALO, INK, STYLE, label_ticks
+from cbn_deploy.training.plot_style import DPI, GREY, GROUP_COLOURS, GROUP_MEANING, HALO, INK, label_ticks, plot_style
 from cbn_deploy.training.report_data import RunReport
 
 __all__ = ["Picture", "draw_pictures"]
@@ -33,7 +33,7 @@ class Picture:
 
 def draw_pictures(report: RunReport) -> list[Picture]:
     """Every picture that the report has data for."""
-    with matplotlib.rc_context(STYLE):
+    with plot_style():
         pictures = [_picture(report, "history", "Over the epochs", _history, _history_text(report))]
         pictures.append(_picture(report, "per_class_recall", "Recall per class", _per_class, _per_class_text(report)))
         pictures.append(_picture(report, "shot_groups", "Many, medium and few", _shot_groups, _groups_text(report)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cbn_deploy.data import (
     ImageSet,
     LongTailedData,
@@ -14,6 +16,8 @@ from cbn_deploy.data import (
     load_image_folder,
     load_test_images,
 )
+from cbn_deploy.data.image_folder import TEST_NAMES, find_split
+from cbn_deploy.data.listing import held_out_counts
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime import ModelDescription
 from cbn_deploy.training.recipe import Recipe
@@ -28,15 +32,18 @@ def find_test_set(description: ModelDescription, data: str) -> ImageSet:
 
     - ``"digits"``: the test images of digits-lt (as its recipe draws them with ``data.seed=0``);
     - a folder that holds (or is) files named ``cifar*``, for a model of 10 or 100 classes: that CIFAR test set;
-    - any other folder: ``test.csv`` / ``test.txt``, ``test/CLASS/*`` or ``CLASS/*``.
+    - any other folder: see :func:`cbn_deploy.data.load_test_images`.
 
     Raises:
-        DataError: no test images there, or their classes are not the model's.
+        DataError: no test images there, their classes are not the model's, or it was trained on most of them.
     """
     known = _known_data(description, data)
     if known is not None:
         return known.test
-    return load_test_images(Path(data), description.class_names, description.preprocessing)
+    images = load_test_images(Path(data), description.class_names, description.preprocessing)
+    if find_split(Path(data), *TEST_NAMES) is None:
+        _check_not_trained_on(description, images, data)
+    return images
 
 
 def find_training_set(description: ModelDescription, data: str) -> tuple[ImageSet, str]:
@@ -80,6 +87,17 @@ def recipe_test_set(description: ModelDescription, recipe: Recipe, data: str | N
     """
     folder = None if data in (None, DIGITS) else Path(str(data))
     return _of_same_classes(load_data(recipe.data, folder), description.class_names).test
+
+
+def _check_not_trained_on(description: ModelDescription, images: ImageSet, data: str) -> None:
+    """Folders of classes may be the very ones that the model was trained on, less what was held out of them."""
+    counts = np.bincount(images.labels, minlength=len(description.class_names))
+    if np.array_equal(counts - held_out_counts(counts), description.class_counts):
+        raise DataError(
+            f"{data} has exactly as many images of each class as the model was trained and tested on; to evaluate on "
+            "those that were held out, add --recipe image-folder (and --set data.seed=N if the run had it). Other "
+            "images go into a folder named test."
+        )
 
 
 def _holds_cifar(folder: Path) -> bool:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import shutil
 from pathlib import Path
 
@@ -193,15 +192,6 @@ def test_files_of_one_size_are_copies_only_if_their_bytes_are(tmp_path: Path) ->
     assert report.kinds == (("BMP RGB", 17),)
     assert report.leaks == ()
     assert [[name.split(" ")[-1] for name in group.names] for group in report.duplicates] == [["5", "6"]]
-
-
-def test_the_report_is_plain_json(tmp_path: Path) -> None:
-    write_places(tmp_path)
-    plain = json.loads(json.dumps(check(tmp_path).to_dict()))
-    assert plain["shots"] == {"many": 0, "medium": 0, "few": 3}
-    assert plain["splits"][0]["source"] == "Places_LT_train.txt"
-    assert plain["sizes"] == [{"width": 50, "height": 38, "images": 20}]
-    assert len(plain["problems"]) == 4
 
 
 def test_nothing_to_examine(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,21 +80,65 @@ def test_without_test_images_some_of_train_are_held_out(tmp_path: Path) -> None:
         for number in range(count):
             write_image(tmp_path / "train" / label / f"{number}.png", number)
     first, again = load_image_folder(tmp_path, SMALL), load_image_folder(tmp_path, SMALL)
-    assert first.class_counts == (18, 7)
-    assert np.bincount(first.test.labels).tolist() == [2, 2]
-    names = [{data.test.name(i) for i in range(4)} for data in (first, again)]
+    assert first.class_counts == (15, 7)
+    assert np.bincount(first.test.labels).tolist() == [5, 2]
+    names = [{data.test.name(i) for i in range(7)} for data in (first, again)]
     assert names[0] == names[1]
     assert names[0].isdisjoint({first.train.name(i) for i in range(len(first.train))})
 
 
-def test_hold_out_is_balanced_and_complete() -> None:
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 13, 8]))
+def test_hold_out_takes_a_quarter_of_every_class_and_leaves_every_class_one() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(range(7), [500, 201, 50, 13, 3, 2, 1]))
     train, test = hold_out(labels, seed=3)
-    assert np.bincount(labels[test]).tolist() == [2, 2, 2]
-    assert sorted([*train, *test]) == list(range(71))
+    assert np.bincount(labels[test], minlength=7).tolist() == [50, 50, 12, 3, 1, 1, 0]
+    assert sorted([*train, *test]) == list(range(len(labels)))
     assert hold_out(labels, seed=4)[1].tolist() != test.tolist()
-    with pytest.raises(DataError, match="fewer than 2 images"):
-        hold_out(np.array([0, 0, 1]), seed=0)
+    with pytest.raises(DataError, match="No class has two images"):
+        hold_out(np.array([0, 1]), seed=0)
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "val"), ("Train", "Valid"), ("TRAIN", "validation")])
+def test_folders_as_others_name_them(folder: Path, train: str, test: str) -> None:
+    (folder / "test").rename(folder / test)
+    (folder / "train").rename(folder / "moved")
+    (folder / "moved").rename(folder / train)
+    data = load_image_folder(folder, SMALL)
+    assert data.class_counts == (8, 4, 2)
+    assert Path(data.test.name(0)).parents[1].name == test
+    assert len(load_test_images(folder, data.class_names, SMALL)) == 3
+
+
+def test_the_test_folder_comes_before_a_validation_folder(folder: Path) -> None:
+    write_image(folder / "val" / "Class1" / "v.png", 3)
+    assert len(load_image_folder(folder, SMALL).test) == 3
+    assert len(load_test_images(folder, ("Class1", "class2", "class10"), SMALL)) == 3
+
+
+def test_a_validation_list_is_the_test(folder: Path) -> None:
+    (folder / "train.txt").write_text("train/Class1/0.png 0\ntrain/class2/0.png 1\n")
+    (folder / "val.txt").write_text("test/class2/t.JPG 1\n")
+    assert load_image_folder(folder, SMALL).test.labels.tolist() == [1]
+    assert load_test_images(folder, ("0", "1"), SMALL).labels.tolist() == [1]
+
+
+def test_classes_without_a_train_folder_around_them(folder: Path) -> None:
+    data = load_image_folder(folder / "train", SMALL)
+    assert data.class_names == ("Class1", "class2", "class10")
+    assert data.class_counts == (6, 3, 1)
+    with pytest.raises(DataError, match=r"has no train folder; expected .*CLASS/\*.jpg"):
+        load_image_folder(folder.parent, SMALL)  # images lie deeper than in classes
+
+
+def test_a_link_to_nothing_is_called_one(folder: Path) -> None:
+    (folder / "train" / "class2" / "gone.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone.png is a link to a file that does not exist"):
+        load_image_folder(folder, SMALL)
+
+
+def test_training_images_are_no_test_images(folder: Path) -> None:
+    shutil.rmtree(folder / "test")
+    with pytest.raises(DataError, match=r"training images only; .* --recipe image-folder"):
+        load_test_images(folder, ("Class1", "class2", "class10"), SMALL)
 
 
 def test_natural_order() -> None:

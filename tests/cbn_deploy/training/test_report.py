@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -104,6 +105,12 @@ def test_a_picture_shows_its_data():
     for ours, theirs in zip(draw_pictures(good)[1:3], draw_pictures(bad)[1:3], strict=True):
         assert ours.png != theirs.png
     assert [p.png for p in draw_pictures(good)] == [p.png for p in draw_pictures(make_report())]
+
+
+def test_class_names_are_neither_formulas_nor_warnings():
+    """A lone backslash between dollars is no formula that matplotlib could read; hardly a font has every script."""
+    report = dataclasses.replace(make_report(), class_names=(r"$\frac{x$", "日本", "a_b"))
+    assert all(picture.png for picture in draw_pictures(report))
 
 
 def test_the_page_needs_no_other_file_and_escapes_names():

@@ -53,12 +53,20 @@ def test_a_recipe_splits_the_data_as_training_does(photos, tmp_path):
     (tmp_path / "train").symlink_to(photos / "train")  # and no test folder: part of train is held out
     held_out = recipe_test_set(PHOTOS, recipe, str(tmp_path))
     np.testing.assert_array_equal(held_out.labels, load_data(recipe.data, tmp_path).test.labels)
-    with pytest.raises(DataError, match="does not know"):
+    with pytest.raises(DataError, match="training images only"):
         find_test_set(PHOTOS, str(tmp_path))
     seeded = apply_settings(RECIPES["digits-lt"], ["data.seed=5"])
     np.testing.assert_array_equal(
         recipe_test_set(DIGITS, seeded, "digits").pixels(0), load_digits_lt(seed=5).test.pixels(0)
     )
+
+
+def test_the_folder_that_was_trained_on_is_not_the_test_set(photos):
+    """Classes without a train folder around them: as many images as were trained on and held out."""
+    trained = dataclasses.replace(PHOTOS, class_counts=(11, 7, 4))  # of 14, 9 and 5 images
+    with pytest.raises(DataError, match="--recipe image-folder"):
+        find_test_set(trained, str(photos / "train"))
+    assert len(find_test_set(PHOTOS, str(photos / "train"))) == 28
 
 
 @pytest.mark.parametrize(
