@@ -1,19 +1,25 @@
-"""Small long-tailed sets of photographs as a folder per class, as a user brings them: batch norm beside CBN.
+"""Long-tailed photographs as a folder per class, as a user brings them: batch norm beside CBN.
 
-    python benchmarks/photo_folders.py --data DIR --sets 3 --jobs 2
-    python benchmarks/photo_folders.py --table
+    python benchmarks/photo_folders.py --data DIR --study small --seeds 3 --jobs 2
+    python benchmarks/photo_folders.py --data DIR --study half-size --seeds 3
+    python benchmarks/photo_folders.py --table small
 
-A set is ten random classes of CIFAR-100 with 250 to 5 training images (rho 50; 694 in all) and all of their 1,000 test
-images, written as PNG into train/CLASS and test/CLASS. Every run is `cbn-train image-folder` at 32 pixels, ResNet-20
-60 epochs, everything else as the recipe has it (:mod:`training_runs`); the seed of set k is k.
+`small`: ten random classes of CIFAR-100 with 250 to 5 training images (rho 50; 694 in all), others for every seed,
+ResNet-20, 60 epochs, everything else as the recipe has it.
+`half-size`: CIFAR-10-LT (rho 100) at 16 x 16 pixels, so that a CPU can afford a longer schedule: ResNet-8, 60 epochs,
+batches of 128, crop and flip.
+
+Both write PNG files into train/CLASS and test/CLASS and run `cbn-train image-folder` on them (:mod:`training_runs`);
+all test images of the classes are used.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,69 +32,116 @@ from cbn_deploy.data import DataConfig, ImageSet, load_data, long_tail_counts
 WORK = ROOT / "runs" / "photo-folders"
 RESULTS = ROOT / "benchmarks" / "results" / "photo_folders"
 
-CLASSES, MOST_IMAGES, RHO = 10, 250, 50
-FIXED = ("model=resnet20", "data.image_size=32", "epochs=60", "schedule.evaluate_every=20")
-BATCH_NORM = "model=resnet20-bn"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "BN": (BATCH_NORM, "loss.paths=compound"),
-    "BN, two views": (BATCH_NORM, "loss.paths=two_views"),
+    "BN": ("loss.paths=compound",),
+    "BN, two views": ("loss.paths=two_views",),
     "CBN": ("loss.paths=compound",),
     "CBN, two views": ("loss.paths=two_views",),
     "CBN + SBN + DPL": (),
+    "CBN + SBN + DPL, normaliser shared": ("norm.normalizer=shared",),
     "BN + SBN + DPL": ("components=1", "norm.split_groups=4"),
 }
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which images, and what all variants have in common."""
+
+    write: Callable[[Path, int], Path]
+    model: str
+    settings: tuple[str, ...]
 
 
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with the CIFAR-100 files, as for cbn-train")
-    parser.add_argument("--table", action="store_true", help="print the table of the finished runs and stop")
+    parser.add_argument("--data", type=Path, help="folder with the CIFAR files, as for cbn-train")
+    parser.add_argument("--study", choices=STUDIES, default="small")
+    parser.add_argument("--table", choices=STUDIES, help="print the table of the finished runs and stop")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--sets", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    if not arguments.table:
+    if arguments.table is None:
         if arguments.data is None:
             parser.error("--data is needed to train")
-        folders = [write_set(arguments.data, number) for number in range(arguments.sets)]
-        runs = [run_of(variant, number, folder) for number, folder in enumerate(folders) for variant in arguments.only]
+        study = arguments.study
+        folders = [STUDIES[study].write(arguments.data, seed) for seed in range(arguments.seeds)]
+        runs = [
+            run_of(study, variant, seed, folder) for seed, folder in enumerate(folders) for variant in arguments.only
+        ]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             for line in pool.map(train, runs):
                 print(line, flush=True)
-    print_table(VARIANTS, read_results(RESULTS))
+    print_table(VARIANTS, read_results(RESULTS / (arguments.table or arguments.study)))
 
 
-def run_of(variant: str, number: int, folder: Path) -> Run:
-    """The variant's training on that set."""
-    name = file_name(variant, number)
-    settings = (*FIXED, *VARIANTS[variant], f"seed={number}")
-    return Run(variant, number, "image-folder", settings, folder, WORK / name, RESULTS / f"{name}.json")
+def run_of(study: str, variant: str, seed: int, folder: Path) -> Run:
+    """The variant's training in the study."""
+    name = file_name(variant, seed)
+    model = STUDIES[study].model + ("-bn" if variant in ("BN", "BN, two views") else "")
+    settings = (f"model={model}", *STUDIES[study].settings, *VARIANTS[variant], f"seed={seed}")
+    return Run(variant, seed, "image-folder", settings, folder, WORK / study / name, RESULTS / study / f"{name}.json")
 
 
-def write_set(data: Path, number: int) -> Path:
-    """The folder of set `number`, written unless it is there."""
-    folder = WORK / f"set-{number}"
+def small_set(data: Path, seed: int) -> Path:
+    """Ten random classes of CIFAR-100."""
+    cifar = load_data(DataConfig(source="cifar100-lt", rho=10), data)
+    counts = long_tail_counts(250, 50, 10)
+    rich = np.flatnonzero(np.asarray(cifar.class_counts) >= counts[0])
+    classes = np.random.default_rng(seed).choice(rich, len(counts), replace=False)
+    return write_folder(
+        WORK / f"small-{seed}",
+        cifar.train,
+        cifar.test,
+        cifar.class_names,
+        dict(zip(classes.tolist(), counts, strict=True)),
+    )
+
+
+def half_size(data: Path, seed: int) -> Path:
+    """CIFAR-10-LT, the same for every seed; cbn-train makes the images smaller."""
+    del seed
+    cifar = load_data(DataConfig(source="cifar10-lt", rho=100), data)
+    return write_folder(
+        WORK / "cifar10-lt", cifar.train, cifar.test, cifar.class_names, dict(enumerate(cifar.class_counts))
+    )
+
+
+def write_folder(
+    folder: Path, train: ImageSet, test: ImageSet, names: Sequence[str], counts: Mapping[int, int]
+) -> Path:
+    """The first images of the classes, label -> how many, and all test images, as PNG; done before: nothing to do."""
     if folder.is_dir():
         return folder
-    cifar = load_data(DataConfig(source="cifar100-lt", rho=10), data)
-    rich = np.flatnonzero(np.asarray(cifar.class_counts) >= MOST_IMAGES)
-    chosen = np.random.default_rng(number).choice(rich, CLASSES, replace=False)
-    counts = long_tail_counts(MOST_IMAGES, RHO, CLASSES)
-    WORK.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as fresh:
-        for label, count in zip(chosen, counts, strict=True):
-            name = cifar.class_names[label]
-            write_images(cifar.train, label, count, fresh / "train" / name)
-            write_images(cifar.test, label, None, fresh / "test" / name)
+        for label, count in counts.items():
+            for part, images, most in (("train", train, count), ("test", test, None)):
+                place = fresh / part / names[label]
+                place.mkdir(parents=True)
+                for index in np.flatnonzero(images.labels == label)[:most]:
+                    Image.fromarray(images.pixels(int(index))).save(place / f"{index:05d}.png")
     return folder
 
 
-def write_images(images: ImageSet, label: int, count: int | None, folder: Path) -> None:
-    """The first `count` images of a class (None: all) as PNG."""
-    folder.mkdir(parents=True)
-    for index in np.flatnonzero(images.labels == label)[:count]:
-        Image.fromarray(images.pixels(int(index))).save(folder / f"{index}.png")
+STUDIES: Mapping[str, Study] = {
+    "small": Study(small_set, "resnet20", ("data.image_size=32", "epochs=60", "schedule.evaluate_every=20")),
+    "half-size": Study(
+        half_size,
+        "resnet8",
+        (
+            "data.image_size=16",
+            "epochs=60",
+            "schedule.evaluate_every=10",
+            "batch_size=128",
+            "views.crop=padded",
+            "views.padding=2",
+            "views.autoaugment=false",
+            "views.cutout=0",
+        ),
+    ),
+}
 
 
 if __name__ == "__main__":

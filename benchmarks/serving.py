@@ -6,6 +6,7 @@ Serves one exported ResNet-32 with Gaussian mixtures on the loopback interface a
 client of its own that takes some 50 microseconds a request (benchmarks/load_client.py):
 
     cbn-serve             as it is started by a user, with --threads
+    cbn-serve --workers   likewise with a process for each of the threads, so --threads 1 in each
     FastAPI, onnxruntime  a handler as usually written, one image at a time on the event loop, with onnxruntime's
                           defaults: threads that spin, and the op's standard-ops body, not cbn-deploy's kernels
     FastAPI, async        the same handler with cbn-deploy's own sessions: kernels, no spinning, --threads
@@ -14,7 +15,7 @@ client of its own that takes some 50 microseconds a request (benchmarks/load_cli
     MLServer              with those sessions, adaptive batching likewise, and the file as base64 in JSON
     floor                 decoding + preprocessing + inference in batches of 32, in one process without HTTP
 
-So the first handler is what there was before this project, and against the other four only the serving differs.
+So the first handler is what there was before this project, and against the others only the serving differs.
 
 LitServe and MLServer want other versions of the packages, so they run in an environment of their own:
 
@@ -22,7 +23,7 @@ LitServe and MLServer want other versions of the packages, so they run in an env
 
 In every round the candidates run one after another in a shuffled order, those that wait are stopped by SIGSTOP, and
 ratios are taken within rounds. The client shares the processors with the server: its share is reported beside. Then
-requests arrive at half the rate that cbn-serve answered at saturation, evenly and as independent clients send them
+requests arrive at half the rate that each cbn-serve answered at saturation, evenly and as independent clients send them
 (Poisson), and their time counts from the moment at which they were due. Where other programs take processor time too,
 read the processor time of a request: images a second at saturation are CPUs over the sum of server's and client's.
 """
@@ -43,7 +44,7 @@ import numpy as np
 import torch
 from load_client import Call, Load, closed_loop, open_loop
 from server_process import ServerProcess
-from serving_candidates import RIVALS, UnavailableError, start_cbn_serve, start_rival
+from serving_candidates import OURS, RIVALS, WORKERS, UnavailableError, start_cbn_serve, start_rival
 from serving_floor import Floor
 from serving_plot import save_plot
 from serving_workload import ImageFile, digits, export_model, photographs, with_logits
@@ -53,7 +54,7 @@ from cbn_deploy.machine import describe_machine, is_busy
 from cbn_deploy.runtime.factory import available_cpus, open_session
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
-OURS, PLAIN = "cbn-serve", ("FastAPI, onnxruntime", "FastAPI, async", "FastAPI, threads")
+PLAIN = ("FastAPI, onnxruntime", "FastAPI, async", "FastAPI, threads")
 WARM_UP_S = 0.5
 PACKAGES = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "onnxruntime", "numpy", "pillow", "orjson")
 FILES = {"photographs": photographs, "digits": digits}
@@ -102,7 +103,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="times that everything is measured")
     parser.add_argument("--seconds", type=float, default=1.2, help="for every point of a curve")
     parser.add_argument("--latency-seconds", type=float, default=6.0, help="for every run at half load")
-    parser.add_argument("--only", nargs="+", default=[OURS, *RIVALS], metavar="NAME", help="servers to measure")
+    parser.add_argument("--only", nargs="+", default=[*OURS, *RIVALS], metavar="NAME", help="servers to measure")
     parser.add_argument("--rivals-python", type=Path, help="interpreter that has litserve and mlserver")
     parser.add_argument("--smoke", action="store_true", help="everything once and briefly: does it work?")
     parser.add_argument("--json", type=Path, help="file to write")
@@ -122,7 +123,7 @@ def _workload(name: str, model: Path, folder: Path, arguments: argparse.Namespac
         candidates = _start(model, images, folder, arguments, absent, stack)
         points, floors = _curves(candidates, floor, arguments)
         table = _summary(points, floors, [candidate.name for candidate in candidates])
-        latency = _half_load(candidates[0], table, arguments) if candidates[0].name == OURS else None
+        latency = {own.name: _half_load(own, table, arguments) for own in candidates if own.name in OURS}
     result = {
         "bytes_an_image": int(np.mean([len(image.content) for image in images])),
         "floor": {
@@ -133,7 +134,7 @@ def _workload(name: str, model: Path, folder: Path, arguments: argparse.Namespac
         "absent": absent,
         "curves": table,
         "half_load": latency,
-        "targets": _targets(points, floors, latency),
+        "targets": {name: _targets(name, points, floors, measured) for name, measured in latency.items()},
     }
     _print(result)
     return result
@@ -150,8 +151,9 @@ def _start(
     candidates = []
     for name in arguments.only:
         try:
-            if name == OURS:
-                server, calls = start_cbn_serve(model, images, arguments.threads, folder)
+            if name in OURS:
+                workers = arguments.threads if name == WORKERS else 1
+                server, calls = start_cbn_serve(model, images, arguments.threads, folder, workers)
             else:
                 server, calls = start_rival(name, model, images, arguments.threads, folder, arguments.rivals_python)
         except UnavailableError as error:
@@ -220,8 +222,8 @@ def _summary(
 
 
 def _half_load(ours: Candidate, table: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Latency of cbn-serve when nothing else happens, and with half of what it can do."""
-    saturation = max(row["images_per_second"] for row in table if row["name"] == OURS)
+    """Latency of a cbn-serve when nothing else happens, and with half of what it can do."""
+    saturation = max(row["images_per_second"] for row in table if row["name"] == ours.name)
     rate = saturation / 2
     ours.server.resume()
     runs: dict[str, list[Load]] = {"unloaded": [], "even": [], "poisson": []}
@@ -233,7 +235,7 @@ def _half_load(ours: Candidate, table: list[dict[str, Any]], arguments: argparse
     ours.server.pause()
     for loads in runs.values():
         for load in loads:
-            _require_right(OURS, load)
+            _require_right(ours.name, load)
     return {
         "requests_per_second": rate,
         **{
@@ -247,27 +249,24 @@ def _half_load(ours: Candidate, table: list[dict[str, Any]], arguments: argparse
 
 
 def _targets(
-    points: dict[tuple[str, int], list[dict[str, float]]], floors: list[float], latency: dict[str, Any] | None
+    ours: str, points: dict[tuple[str, int], list[dict[str, float]]], floors: list[float], latency: dict[str, Any]
 ) -> dict[str, float]:
     """What is promised, as ratios within rounds: at least 0.85, at least 3, at most 2."""
-    targets = {}
     rounds = range(len(floors))
 
     def throughput(name: str, concurrency: int, number: int) -> float:
         return points[name, concurrency][number]["images_per_second"]
 
-    if (OURS, 1) in points:
-        best = [max(throughput(OURS, concurrency, number) for concurrency in CONCURRENCIES) for number in rounds]
-        targets["saturation / floor"] = float(np.median(np.divide(best, floors)))
-        for name in PLAIN:
-            if (name, 32) in points:
-                ratios = [throughput(OURS, 32, number) / throughput(name, 32, number) for number in rounds]
-                targets[f"{OURS} / {name}, concurrency 32"] = float(np.median(ratios))
-    if latency is not None:
-        for arrival in ("even", "poisson"):
-            targets[f"p99 at half load, {arrival} / p99 unloaded"] = (
-                latency[arrival]["p99_ms"] / latency["unloaded"]["p99_ms"]
-            )
+    best = [max(throughput(ours, concurrency, number) for concurrency in CONCURRENCIES) for number in rounds]
+    targets = {"saturation / floor": float(np.median(np.divide(best, floors)))}
+    for name in PLAIN:
+        if (name, 32) in points:
+            ratios = [throughput(ours, 32, number) / throughput(name, 32, number) for number in rounds]
+            targets[f"{ours} / {name}, concurrency 32"] = float(np.median(ratios))
+    for arrival in ("even", "poisson"):
+        targets[f"p99 at half load, {arrival} / p99 unloaded"] = (
+            latency[arrival]["p99_ms"] / latency["unloaded"]["p99_ms"]
+        )
     return targets
 
 
@@ -282,9 +281,10 @@ def _print(result: dict[str, Any]) -> None:
             f"| {row['client_cpu_share']:.1%} |"
         )
     print()
-    for name, ratio in result["targets"].items():
-        print(f"{name}: {ratio:.2f}")
-    print(json.dumps(result["half_load"]), flush=True)
+    for name, targets in result["targets"].items():
+        for what, ratio in targets.items():
+            print(f"{name}: {what}: {ratio:.2f}")
+        print(json.dumps(result["half_load"][name]), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from serving_workload import ImageFile, form
 from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.factory import open_session
 
-__all__ = ["RIVALS", "UnavailableError", "start_cbn_serve", "start_rival"]
+__all__ = ["OURS", "RIVALS", "WORKERS", "UnavailableError", "start_cbn_serve", "start_rival"]
 
 _FOLDER = Path(__file__).parent / "rivals"
 _ROOT = Path(__file__).parents[1]
+WORKERS = "cbn-serve --workers"
+OURS = ("cbn-serve", WORKERS)
 # name -> (script, package, path of a request, path that answers 200 when it is ready)
 RIVALS = {
     "FastAPI, onnxruntime": ("plain_onnxruntime", "fastapi", "/classify", "/docs"),
@@ -36,13 +38,14 @@ class UnavailableError(Exception):
 
 
 def start_cbn_serve(
-    model: Path, images: Sequence[ImageFile], threads: int, folder: Path, *options: str
+    model: Path, images: Sequence[ImageFile], threads: int, folder: Path, workers: int = 1
 ) -> tuple[ServerProcess, list[Call]]:
-    """cbn-serve with its default settings but the threads."""
+    """cbn-serve with its default settings but the threads, which the workers share."""
     port = free_port()
     command = [sys.executable, "-c", "from serving.cli import main; main()", str(model), "--port", str(port)]
-    command += ["--threads", str(threads), "--decode-threads", str(threads), *options]
-    server = ServerProcess(command, port, folder / "cbn-serve.log", "/v2/health/ready", folder=_ROOT)
+    each = str(max(1, threads // workers))
+    command += ["--workers", str(workers), "--threads", each, "--decode-threads", each]
+    server = ServerProcess(command, port, folder / f"cbn-serve-{workers}.log", "/v2/health/ready", folder=_ROOT)
     calls = [
         form("/v1/classify", image, f'"predictions":[{{"label":"{label}"'.encode())
         for image, label in zip(images, _labels(model, images), strict=True)

@@ -25,7 +25,7 @@ def save_plot(result: dict[str, Any], workloads: Sequence[str], path: Path) -> N
         for name in dict.fromkeys(row["name"] for row in measured["curves"]):
             rows = [row for row in measured["curves"] if row["name"] == name]
             concurrency = [row["concurrency"] for row in rows]
-            width = 2.5 if name == "cbn-serve" else 1.2
+            width = 2.5 if name.startswith("cbn-serve") else 1.2
             throughput.plot(concurrency, [row["images_per_second"] for row in rows], "o-", lw=width, ms=4, label=name)
             latency.plot(concurrency, [row["p99_ms"] for row in rows], "o-", lw=width, ms=4, label=name)
         throughput.set_ylabel("images a second")

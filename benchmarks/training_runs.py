@@ -67,6 +67,7 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = report["evaluation"]
     return {
         **{key: evaluation[key] for key in ("top1", "many", "medium", "few", "ece", "per_class")},
+        "class_counts": [row["training_images"] for row in report["classes"]],
         "mixture": report["mixture"],
         "history": report["history"],
         "seconds": report["seconds"],
@@ -88,11 +89,17 @@ def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]]) -
         entropy = f"{statistics.mean(layer['pixel_entropy'] for layer in layers):.2f}" if layers else "-"
         dead = f"{sum(layer['dead'] for layer in layers) / len(finished):.1f}" if layers else "-"
         lost = f" ({len(rows) - len(finished)} diverged)" if len(finished) < len(rows) else ""
-        tail = spread([statistics.mean(row["per_class"][-3:]) for row in finished])
+        tail = spread([rarest_three(row) for row in finished])
         print(
             f"| {variant} | {len(rows)}{lost} | {spread([row['top1'] for row in finished])} | {tail} "
             f"| {entropy} | {dead} |"
         )
+
+
+def rarest_three(figures: Mapping[str, Any]) -> float:
+    """Mean recall of the three classes with the fewest training images."""
+    pairs = sorted(zip(figures["class_counts"], figures["per_class"], strict=True))
+    return statistics.mean(recall for _, recall in pairs[:3])
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
