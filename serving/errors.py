@@ -29,6 +29,9 @@ _SENTENCES = {
 }
 
 
+# As RFC 9110 has them; the names in http.HTTPStatus depend on Python's version.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content", CLIENT_GONE: "Client Closed Request"}
+
 # For metrics and logs, where one status has several reasons; the others are told by their status.
 _REASONS = {
     0: "aborted",
@@ -80,7 +83,7 @@ def error_response(
 ) -> JsonResponse:
     """The error body that the path of an ASGI ``scope`` promises; ``reason`` is for :func:`error_reason`."""
     scope.setdefault("state", {})["reason"] = reason
-    title = "Client Closed Request" if status == CLIENT_GONE else HTTPStatus(status).phrase
+    title = _TITLES.get(status) or HTTPStatus(status).phrase
     detail = detail or _SENTENCES.get(status, title)
     if scope["path"] == "/v2" or scope["path"].startswith("/v2/"):
         return JsonResponse({"error": detail}, status, headers)

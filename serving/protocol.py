@@ -8,6 +8,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.errors import error_response
+
 __all__ = ["BoundedHeadProtocol", "bounded_head_protocol"]
 
 
@@ -54,7 +56,14 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
         else:
             if self._in_head and self._head_bytes > self.max_head_bytes:
-                self.send_400_response("The head of the request is too large.")
+                self.send_400_response(f"The head of the request has more than {self.max_head_bytes} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what no application can be asked about, in the form of every other error, and close."""
+        refusal = error_response({"path": self.url.decode("latin-1")}, 400, msg)
+        head = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in refusal.raw_headers)]
+        self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(refusal.body)]))
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """The head has ended; what is raised here becomes a 400."""

@@ -42,7 +42,7 @@ class ClassifyQuery(BaseModel):
     top_k: int = Field(default=5, ge=1, le=1_000_000, description="How many labels to return; all, if there are fewer.")
     prior: str | None = Field(
         default=None,
-        max_length=65_536,
+        max_length=16_384,  # it has to fit into a request's head
         description="The class frequencies to expect: train (those of the training set), uniform, estimate (those of "
         "the images that this model was sent last, once there are enough), or a JSON object of label -> probability; "
         "labels it leaves out share the rest. Default: the model's own assumption.",

@@ -6,6 +6,7 @@ versions, and ``DIR/NAME.onnx`` is short for version 1 of NAME.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ class ModelFile:
     version: int
     path: Path
     fingerprint: Fingerprint
+
+    def without_folders(self, sentence: str) -> str:
+        """``sentence`` with this file, and others beside it, by their names alone: clients need not know the paths."""
+        folders = {self.path.parent, self.path.absolute().parent, self.path.resolve().parent}
+        for folder in sorted(map(str, folders), key=len, reverse=True):
+            if folder not in (os.curdir, os.sep):
+                sentence = sentence.replace(folder + os.sep, "")
+        return sentence
 
 
 def find_files(sources: tuple[ModelSource, ...], repository: Path | None) -> dict[tuple[str, int], ModelFile]:

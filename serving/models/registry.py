@@ -76,7 +76,8 @@ class ModelRegistry:
         """The version ``version`` of the model called ``name``; by default the newest one of the only model.
 
         Raises:
-            ApiError: 404, no such model or version; 422, no name although there are several; 503, nothing answers now.
+            ApiError: 404, no such model or version, or it was unloaded; 422, no name although there are several; 503,
+                nothing answers now.
         """
         slots = self._slots
         names = list(dict.fromkeys(known for known, _ in slots))
@@ -91,6 +92,8 @@ class ModelRegistry:
         ready = _ready(slots, name)
         if not version:
             if not ready:
+                if name in self._unloaded:
+                    raise ApiError(404, f"{name} was unloaded; POST /v2/repository/models/{name}/load brings it back.")
                 raise self._nothing_answers(f"{name} cannot answer now: {_reasons(slots, name)}")
             return ready[0]
         for model in ready:
@@ -264,13 +267,14 @@ class ModelRegistry:
 
     def _reject(self, slot: Slot, file: ModelFile, why: str) -> None:
         self._loads[file.name, "failure"] += 1
+        fields = {"model": file.name, "version": str(file.version), "reason": why}
+        log.error("model rejected", extra={"fields": fields})
+        why = file.without_folders(why)
         if slot.model is None:
             rejected = dataclasses.replace(slot, tried=file.fingerprint, state="UNAVAILABLE", reason=why)
         else:
             reason = f"Its file was changed and cannot be served, so what it was before goes on answering: {why}"
             rejected = dataclasses.replace(slot, tried=file.fingerprint, reason=reason)
-        fields = {"model": file.name, "version": str(file.version), "reason": rejected.reason}
-        log.error("model rejected", extra={"fields": fields})
         self._put((file.name, file.version), rejected)
 
     def _file_is_gone(self, key: Key, *, alone: bool) -> None:

@@ -287,7 +287,7 @@ def test_loading_and_unloading_by_name(repository: Path, start: Start) -> None:
     async def unload_and_load() -> None:
         await registry.unload("a")
         assert states(registry) == {"a 1": "UNAVAILABLE"}
-        assert "unloaded" in refused(lambda: registry.get("a"), 503)
+        assert "unloaded" in refused(lambda: registry.get("a"), 404)
         put(path, "2")
         refresh(registry)
         assert states(registry) == {"a 1": "UNAVAILABLE"}  # until somebody asks for it

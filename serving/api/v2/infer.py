@@ -44,15 +44,23 @@ _INLINE_COMPRESS_BYTES = 16 * 2**10
     responses=INFER_RESPONSES,
     openapi_extra=INFER_BODY,
 )
+async def infer(request: Request, model: str, services: ServicesOf) -> Response:
+    """Classify the tensor `images` or the files `image_bytes`: logits and, where the model returns them, posteriors."""
+    return await _infer(request, services.registry.get(model), services)
+
+
 @router.post(
     "/models/{model}/versions/{version}/infer",
     response_model=InferResponse,
     responses=INFER_RESPONSES,
     openapi_extra=INFER_BODY,
 )
-async def infer(request: Request, model: str, services: ServicesOf, version: str | None = None) -> Response:
-    """Classify the tensor `images` or the files `image_bytes`: logits and, where the model returns them, posteriors."""
-    served = services.registry.get(model, version)
+async def infer_with_version(request: Request, model: str, version: str, services: ServicesOf) -> Response:
+    """The same by this version of the model."""
+    return await _infer(request, services.registry.get(model, version), services)
+
+
+async def _infer(request: Request, served: ServedModel, services: Services) -> Response:
     with services.admission.admit(served):
         work = Classification(request, served, services)
         body = await _read(request, services)

@@ -45,7 +45,7 @@ def _images(tensor: InputTensor, image_shape: tuple[int, int, int], max_images: 
         raise ValueError(f"is FP32, not {short(tensor.datatype)}; convert it before sending")
     if len(tensor.shape) != 4 or tensor.shape[1:] != image_shape:
         sizes = ", ".join(map(str, image_shape))
-        raise ValueError(f"must have the shape [n, {sizes}], not {short(str(list(tensor.shape)))}")
+        raise ValueError(f"must have the shape [n, {sizes}], not {_brief(tensor.shape)}")
     _check_count(tensor, max_images)
     if tensor.binary is not None:
         images = floats_from_binary(tensor.binary, tensor.shape)
@@ -60,7 +60,7 @@ def _files(tensor: InputTensor, max_images: int) -> list[bytes]:
     if tensor.datatype != "BYTES":
         raise ValueError(f"is BYTES, not {short(tensor.datatype)}")
     if not (len(tensor.shape) == 1 or (len(tensor.shape) == 2 and tensor.shape[1] == 1)):
-        raise ValueError(f"must have the shape [n] or [n, 1], not {short(str(list(tensor.shape)))}")
+        raise ValueError(f"must have the shape [n] or [n, 1], not {_brief(tensor.shape)}")
     if tensor.binary is None:
         raise ValueError("cannot be sent as JSON text; send it as binary data")
     _check_count(tensor, max_images)
@@ -71,4 +71,9 @@ def _check_count(tensor: InputTensor, max_images: int) -> None:
     if tensor.shape[0] < 1:
         raise ValueError("has no images")
     if tensor.shape[0] > max_images:
-        raise ApiError(413, f"The request has {short(str(tensor.shape[0]))} images; send at most {max_images} at once.")
+        raise ApiError(413, f"The request has {tensor.shape[0]} images; send at most {max_images} at once.")
+
+
+def _brief(shape: tuple[int, ...]) -> str:
+    text = str(list(shape))
+    return text if len(text) <= 80 else f"{text[:80]}..."

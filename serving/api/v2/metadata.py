@@ -18,6 +18,8 @@ __all__ = ["EXTENSIONS", "router"]
 
 router = APIRouter(prefix="/v2")
 
+_ERRORS = v2_errors(401, 404, 500, 503)
+
 # Triton's names of its extensions, and one of ours: the input `image_bytes`.
 EXTENSIONS = (
     "binary_tensor_data",
@@ -65,20 +67,47 @@ async def server_metadata() -> JsonResponse:
     return JsonResponse(metadata)
 
 
-@router.get("/models/{model}/ready", response_model=ModelReady, responses=v2_errors(401, 404, 500, 503))
-@router.get(
-    "/models/{model}/versions/{version}/ready", response_model=ModelReady, responses=v2_errors(401, 404, 500, 503)
-)
-async def model_ready(model: str, services: ServicesOf, version: str | None = None) -> JsonResponse:
+@router.get("/models/{model}/ready", response_model=ModelReady, responses=_ERRORS)
+async def model_ready(model: str, services: ServicesOf) -> JsonResponse:
     """Whether this model will answer; if not, why not."""
-    return JsonResponse(ModelReady(name=services.registry.get(model, version).name, ready=True))
+    return _ready(services.registry.get(model))
 
 
-@router.get("/models/{model}", response_model=ModelMetadata, responses=v2_errors(401, 404, 500, 503))
-@router.get("/models/{model}/versions/{version}", response_model=ModelMetadata, responses=v2_errors(401, 404, 500, 503))
-async def model_metadata(model: str, services: ServicesOf, version: str | None = None) -> JsonResponse:
+@router.get("/models/{model}/versions/{version}/ready", response_model=ModelReady, responses=_ERRORS)
+async def version_ready(model: str, version: str, services: ServicesOf) -> JsonResponse:
+    """Whether this version of the model will answer; if not, why not."""
+    return _ready(services.registry.get(model, version))
+
+
+@router.get("/models/{model}", response_model=ModelMetadata, responses=_ERRORS)
+async def model_metadata(model: str, services: ServicesOf) -> JsonResponse:
     """A model's versions that can be asked for, inputs and outputs."""
-    served = services.registry.get(model, version)
+    return _metadata(services.registry.get(model), services)
+
+
+@router.get("/models/{model}/versions/{version}", response_model=ModelMetadata, responses=_ERRORS)
+async def version_metadata(model: str, version: str, services: ServicesOf) -> JsonResponse:
+    """The same, with the inputs and outputs of this version."""
+    return _metadata(services.registry.get(model, version), services)
+
+
+@router.get("/models/{model}/config", response_model=dict[str, Any], responses=_ERRORS)
+async def model_config(model: str, services: ServicesOf) -> JsonResponse:
+    """The model's configuration as Triton's ModelConfig message in JSON."""
+    return JsonResponse(_config(services.registry.get(model), services))
+
+
+@router.get("/models/{model}/versions/{version}/config", response_model=dict[str, Any], responses=_ERRORS)
+async def version_config(model: str, version: str, services: ServicesOf) -> JsonResponse:
+    """The same of this version."""
+    return JsonResponse(_config(services.registry.get(model, version), services))
+
+
+def _ready(model: ServedModel) -> JsonResponse:
+    return JsonResponse(ModelReady(name=model.name, ready=True))
+
+
+def _metadata(served: ServedModel, services: Services) -> JsonResponse:
     states = services.registry.index()
     metadata = ModelMetadata(
         name=served.name,
@@ -88,15 +117,6 @@ async def model_metadata(model: str, services: ServicesOf, version: str | None =
         outputs=output_tensors(served),
     )
     return JsonResponse(metadata)
-
-
-@router.get("/models/{model}/config", response_model=dict[str, Any], responses=v2_errors(401, 404, 500, 503))
-@router.get(
-    "/models/{model}/versions/{version}/config", response_model=dict[str, Any], responses=v2_errors(401, 404, 500, 503)
-)
-async def model_config(model: str, services: ServicesOf, version: str | None = None) -> JsonResponse:
-    """The model's configuration as Triton's ModelConfig message in JSON."""
-    return JsonResponse(_config(services.registry.get(model, version), services))
 
 
 def _config(model: ServedModel, services: Services) -> dict[str, Any]:

@@ -10,7 +10,19 @@ import orjson
 
 from serving.errors import ApiError
 
-__all__ = ["InferRequest", "InputTensor", "RequestedOutput", "header_length", "parse_request", "raw_request", "short"]
+__all__ = [
+    "MIN_TIMEOUT_US",
+    "InferRequest",
+    "InputTensor",
+    "RequestedOutput",
+    "header_length",
+    "parse_request",
+    "raw_request",
+    "short",
+]
+
+# As in /v1: nobody could keep a shorter one.
+MIN_TIMEOUT_US = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +125,10 @@ def _id(content: Mapping[str, Any]) -> str | None:
 def _timeout(parameters: Mapping[str, Any]) -> float | None:
     """The parameter is in microseconds; 0 stands for none, as in Triton."""
     microseconds = _whole(parameters, "timeout", "The request")
+    if microseconds and microseconds < MIN_TIMEOUT_US:
+        raise ApiError(
+            400, f"The request has a timeout of {microseconds} microseconds; allow {MIN_TIMEOUT_US}, or 0: none."
+        )
     _whole(parameters, "priority", "The request")  # all requests have the same: it is checked and changes nothing
     return microseconds / 1e6 if microseconds else None
 

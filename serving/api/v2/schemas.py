@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from serving.api.schemas import v2_errors
+from serving.api.v2.request import MIN_TIMEOUT_US
 
 __all__ = ["INFER_BODY", "INFER_RESPONSES", "InferResponse"]
 
@@ -35,6 +36,10 @@ def _object(required: list[str], **properties: Any) -> dict[str, Any]:
 
 
 _COUNT = {"type": "integer", "minimum": 0}
+_TIMEOUT = {
+    "description": "Microseconds; 0: none.",
+    "anyOf": [{"const": 0}, {"type": "integer", "minimum": MIN_TIMEOUT_US}],
+}
 _SHAPE = {"type": "array", "items": _COUNT}
 _INPUT = _object(
     ["name", "datatype", "shape"],
@@ -52,7 +57,7 @@ _OUTPUT = _object(
 _REQUEST = _object(
     ["inputs"],
     id={"type": "string"},
-    parameters=_object([], timeout={**_COUNT, "description": "Microseconds."}, binary_data_output={"type": "boolean"}),
+    parameters=_object([], timeout=_TIMEOUT, binary_data_output={"type": "boolean"}),
     inputs={"type": "array", "minItems": 1, "maxItems": 1, "items": _INPUT},
     outputs={"type": "array", "items": _OUTPUT},
 )

@@ -71,15 +71,18 @@ async def all_statistics(services: ServicesOf) -> JsonResponse:
 
 
 @router.get("/models/{model}/stats", response_model=Statistics, responses=v2_errors(401, 404, 500, 503))
+async def model_statistics(model: str, services: ServicesOf) -> JsonResponse:
+    """Of all versions of a model."""
+    services.registry.get(model)
+    return await _answer([served for served in services.registry if served.name == model], services)
+
+
 @router.get(
     "/models/{model}/versions/{version}/stats", response_model=Statistics, responses=v2_errors(401, 404, 500, 503)
 )
-async def model_statistics(model: str, services: ServicesOf, version: str | None = None) -> JsonResponse:
-    """Of one model: all its versions, or one."""
-    asked = services.registry.get(model, version)
-    if version is not None:
-        return await _answer([asked], services)
-    return await _answer([served for served in services.registry if served.name == model], services)
+async def version_statistics(model: str, version: str, services: ServicesOf) -> JsonResponse:
+    """Of one version of a model."""
+    return await _answer([services.registry.get(model, version)], services)
 
 
 async def _answer(models: Iterable[ServedModel], services: Services) -> JsonResponse:
