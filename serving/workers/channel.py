@@ -50,13 +50,18 @@ class Channel:
         """A channel over one end of a socket pair."""
         return cls(*await asyncio.open_unix_connection(sock=end), answer)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the other end has closed."""
+        return self._task.done()
+
     async def ask(self, question: Message, seconds: float) -> Message:
         """The other end's answer.
 
         Raises:
             ChannelError: there is none within ``seconds``.
         """
-        if self._task.done():
+        if self.has_ended:
             raise ChannelError("the other process has ended")
         number = next(self._numbers)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()

@@ -13,8 +13,8 @@ GATHER_SECONDS = 3.0
 # For a model to be loaded in every worker.
 LOAD_SECONDS = 600.0
 
-_NOT_FOUND = 404
-_NOT_ALLOWED = 403
+# Answers to a load after which the model is to be there: done, or its file cannot be served yet.
+_WANTED = (None, 422)
 
 
 class Hub:
@@ -57,7 +57,7 @@ class Hub:
         return {"answers": {number: found for number, found in answers.items() if not isinstance(found, ChannelError)}}
 
     async def command(self, do: str, name: str) -> Message:
-        """``load`` or ``unload`` a model in every worker: nothing, or ``status`` and ``detail`` of the first error.
+        """``load`` or ``unload`` a model in every worker: nothing, or ``status``, ``detail`` and ``headers`` of the first error.
 
         A worker that ends meanwhile is no error: whatever takes its place is brought to the same state.
         """
@@ -67,12 +67,12 @@ class Hub:
             statuses = [found.get("status") for found in answers.values() if not isinstance(found, ChannelError)]
             if do == "unload" and None in statuses:
                 self._unloaded |= {name}
-            if do == "load" and any(status not in (_NOT_FOUND, _NOT_ALLOWED) for status in statuses):
+            if do == "load" and any(status in _WANTED for status in statuses):
                 self._unloaded -= {name}
         for number, found in answers.items():
             if isinstance(found, ChannelError):
-                if self._ready.get(number) is channels[number]:
-                    return {"status": 503, "detail": f"Worker {number} did not do it: {found}."}
+                if not channels[number].has_ended:
+                    return {"status": 503, "detail": f"Worker {number} did not do it: {found}.", "headers": {}}
             elif found:
                 return found
         return {}

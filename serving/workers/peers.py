@@ -69,4 +69,4 @@ class Peers:
         except ChannelError as error:
             raise ApiError(503, f"The other workers cannot be reached: {error}.", {"Retry-After": "1"}) from error
         if answer:
-            raise ApiError(answer["status"], answer["detail"])
+            raise ApiError(answer["status"], answer["detail"], answer["headers"])

@@ -42,9 +42,9 @@ def run_worker(start: WorkerStart) -> None:
     """The process: load the models, tell the parent, serve what it hands over until a signal comes."""
     _set_up(start)
     try:
+        tls = tls_files(start.settings)
         application = create_app(start.settings, unloaded=start.unloaded)
         try:
-            tls = tls_files(start.settings)
             config = uvicorn_config(application, start.settings, tls)
             services: Services = application.state.services
             services.peers = Peers(start.number, start.settings.workers, start.restarts)
@@ -90,7 +90,7 @@ class _Server(DrainingServer):
         super().__init__(config, services.drain, start.settings.drain_delay)
         self._services, self._peers, self._control = services, peers, start.control
         self._receiver = ConnectionReceiver(start.connections, self._take)
-        self._protocol = _telling_its_end(config.http_protocol_class, self._receiver.closed)
+        config.http_protocol_class = _telling_its_end(config.http_protocol_class, self._receiver.closed)
         self._opening: set[asyncio.Task[None]] = set()
         services.connections = lambda: len(self.server_state.connections)
 
@@ -123,16 +123,11 @@ class _Server(DrainingServer):
         task.add_done_callback(self._opening.discard)
 
     async def _open(self, connection: socket.socket) -> None:
-        def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = self._protocol(
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            return made
-
-        loop = asyncio.get_running_loop()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._connection, connection, ssl=self.config.ssl, ssl_handshake_timeout=self.handshake_seconds
+            )
         except OSError:  # the client has gone, or its TLS handshake failed: it has no protocol that could tell
             connection.close()
             self._receiver.closed()
@@ -161,7 +156,7 @@ async def _answer(services: Services, question: Message) -> Message:
             try:
                 await (registry.load if do == "load" else registry.unload)(question["model"])
             except ApiError as error:
-                return {"status": error.status, "detail": error.detail}
+                return {"status": error.status, "detail": error.detail, "headers": error.headers}
     return {}
 
 

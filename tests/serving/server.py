@@ -66,6 +66,12 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
 
+    def wait_for_the_last_process(self) -> None:
+        """Every process of a server has its log open until it ends."""
+        self._reader.join(timeout=START_SECONDS)
+        if self._reader.is_alive():
+            raise RuntimeError("a process of the server lives on")
+
     def stop(self) -> None:
         """End the process whatever it is doing."""
         if self.process.poll() is None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbn_deploy.errors import SettingsError
+from cbn_deploy.runtime.factory import available_cpus
 from serving.config_file import read_config_file, to_toml
 from serving.settings import load_settings, unknown_variables
 
@@ -141,3 +142,16 @@ def test_what_is_written_as_toml_is_read_back(values: dict[str, object]) -> None
         file = Path(folder) / "cbn.toml"
         file.write_text(to_toml({**values, "g": None}, {"a": "note"}), encoding="utf-8", newline="")
         assert read_config_file(file, "abcdef") == values
+
+
+def test_workers_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus = available_cpus()
+    assert load_settings(models=["a.onnx"]).workers == 1
+    monkeypatch.setenv("CBN_WORKERS", "2")
+    for settings in (load_settings(models=["a.onnx"]), load_settings(models=["a.onnx"], threads=3)):
+        assert settings.decode_threads == max(1, cpus // 2)
+    assert settings.threads == 3
+    shared = load_settings(models=["a.onnx"], workers=200)
+    assert (shared.threads, shared.decode_threads) == (max(1, cpus // 200),) * 2
+    with pytest.raises(SettingsError, match="--workers"):
+        load_settings(models=["a.onnx"], workers=0)
