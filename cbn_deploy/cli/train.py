@@ -1,4 +1,4 @@
-"""``cbn-train``: train a recipe, look at the data first, or list what there is."""
+"""``cbn-train``: train a recipe, look at the data first, list what there is, or compare finished runs."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ Examples:
   torchrun --nproc-per-node 8 -m cbn_deploy.cli.train cifar10-lt --data cifar
 
   cbn-train --list; cbn-train --list 'table 3'; cbn-train --list 'cifar10-lt/*/cbn'; cbn-train cifar10-lt --list
+
+  cbn-train --compare runs/photos   (every finished run in there, the seeds of one recipe together)
 """
 
 _DEVICES = ("auto", "cpu", "cuda")
@@ -73,6 +75,10 @@ def train(
             "--list", help="List the recipes, those that match RECIPE, or the settings of RECIPE if it is a whole name."
         ),
     ] = False,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Compare the finished runs in DIR; may be given several times."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 uses this one.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
     device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu or cuda.")] = "auto",
@@ -85,6 +91,9 @@ def train(
     console = Console()
     if list_:
         _list(recipe, settings or [], console)
+        return
+    if compare:
+        _compare(recipe, compare, console)
         return
     try:
         if device not in _DEVICES:
@@ -118,6 +127,14 @@ def _list(name: str | None, settings: list[str], console: Console) -> None:
         print_settings(console, _chosen_recipe(name, settings))
     else:
         print_recipes(console, name)
+
+
+def _compare(recipe: str | None, folders: list[Path], console: Console) -> None:
+    from cbn_deploy.cli.run_table import print_comparison
+
+    if recipe is not None:
+        raise RecipeError(f"--compare trains nothing, leave out {recipe!r}; another folder takes another --compare.")
+    print_comparison(console, folders)
 
 
 def _chosen_recipe(name: str | None, settings: list[str]) -> Recipe:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -156,3 +157,33 @@ def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(photos, tmp_path, workers
     options = "--workers 1 --threads 1" if workers == "1" else "--threads 1"
     assert sentence.endswith(f"--set epochs=40 {options} --resume")
     assert "Traceback" not in err
+
+
+def test_compare_prints_the_finished_runs(cbn_train, finished_run, tmp_path):
+    report = json.loads((finished_run / "report.json").read_text())
+    recall = report["evaluation"]["balanced_accuracy"]
+    for name, model in (("cbn-1", "resnet20"), ("bn-0", "resnet20-bn")):
+        report["recipe"] |= {"model": model, "seed": int(name[-1])}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    report["recipe"] |= {"model": "resnet20", "seed": 0}
+    report["evaluation"]["balanced_accuracy"] = recall - 0.1
+    (tmp_path / "cbn-0").mkdir()
+    (tmp_path / "cbn-0" / "report.json").write_text(json.dumps(report))
+    code, out, err = cbn_train("--compare", tmp_path)
+    assert (code, err) == (0, "")
+    lines = [line.strip() for line in out.splitlines()]
+    row = next(line for line in lines if line.startswith("model=resnet20 "))
+    assert row.split()[1:4] == ["2", f"{100 * recall - 5:.1f}", "±7.1"]
+    assert "model=resnet20 over model=resnet20-bn, seed by seed: -10.0 in mean recall, 0 of 1 above" in lines
+    assert "Fewer than three seeds" in out
+    assert "do not have the same seeds" in out
+
+
+def test_compare_trains_nothing(cbn_train, tmp_path):
+    code, _, err = cbn_train("digits-lt", "--compare", tmp_path)
+    assert code == 2
+    assert "--compare trains nothing" in err
+    code, _, err = cbn_train("--compare", tmp_path)
+    assert code == 2
+    assert "no finished run" in err

@@ -1,0 +1,162 @@
+"""Finished runs beside one another: the seeds of one recipe put together, the recipes told apart by what differs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbn_deploy.errors import CbnError, DataError
+from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
+from cbn_deploy.training.state import STATE_NAME
+
+__all__ = ["FIGURES", "Finished", "Row", "Spread", "find_runs", "paired_gain", "read_run", "rows_of"]
+
+FIGURES = ("balanced_accuracy", "top1", "many", "medium", "few", "ece")
+"""What is compared: keys of a report's ``evaluation``."""
+
+# Two runs that differ in these alone are one recipe, run twice.
+_REPEATED = ("seed", "data.seed")
+_NEUTRAL = (*_REPEATED, "name", "data.cache_mb", "data.lists", "schedule.evaluate_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One run's report.
+
+    Attributes:
+        folder: where it lies.
+        settings: dotted key -> value of what its recipe does, seeds and what changes no result left out.
+        seeds: (``seed``, ``data.seed``).
+        data: class names, training counts and test images of each class.
+        figures: of :data:`FIGURES`, fractions; ``None`` where there was nothing to measure.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    seeds: tuple[int, int]
+    data: tuple[tuple[str, int, int], ...]
+    figures: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and, of two values or more, their sample standard deviation."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The runs of one recipe. ``label`` is what it has that other rows have differently, ``key=value``s."""
+
+    label: str
+    runs: tuple[Finished, ...]
+
+    def spread(self, figure: str) -> Spread | None:
+        """Over the runs; ``None`` where none of them has the figure."""
+        return _spread([value for run in self.runs if (value := run.figures[figure]) is not None])
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The run folders in or below ``folders``: those with a report, and those that are not finished, by name.
+
+    Raises:
+        DataError: one of the folders is none, or there is no finished run.
+    """
+    found: set[Path] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder; name run folders of cbn-train, or one that holds them.")
+        found |= {path.parent for name in ("report.json", STATE_NAME) for path in folder.rglob(name)}
+    finished = sorted(path for path in found if (path / "report.json").is_file())
+    if not finished:
+        raise DataError("There is no finished run to compare; cbn-train leaves a report.json in its --out.")
+    return finished, sorted(found.difference(finished))
+
+
+def read_run(folder: Path) -> Finished:
+    """What ``folder/report.json`` says.
+
+    Raises:
+        DataError: it cannot be read or is no report of this version's cbn-train.
+    """
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        recipe, evaluation = Recipe.from_dict(report["recipe"]), report["evaluation"]
+        tested = evaluation["per_class_images"]
+        return Finished(
+            folder=folder,
+            settings=_settings(recipe),
+            seeds=(recipe.seed, recipe.data.seed),
+            data=tuple(
+                (str(row["name"]), int(row["training_images"]), int(images))
+                for row, images in zip(report["classes"], tested, strict=True)
+            ),
+            figures={key: None if evaluation[key] is None else float(evaluation[key]) for key in FIGURES},
+        )
+    except (OSError, ValueError, KeyError, TypeError, CbnError) as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise DataError(f"{path} is no report of this version ({reason}); leave that run out.") from error
+
+
+def rows_of(runs: Sequence[Finished]) -> tuple[Row, ...]:
+    """One row a recipe, batch-norm networks first, else in the order of ``runs``.
+
+    Raises:
+        DataError: runs on different data, or the same run twice.
+    """
+    groups: dict[str, list[Finished]] = {}
+    for run in runs:
+        if run.data != runs[0].data:
+            raise DataError(
+                f"{runs[0].folder} and {run.folder} are not on the same data (other classes or numbers of images), so "
+                "their figures cannot be compared; name runs on one data set."
+            )
+        same = groups.setdefault(json.dumps(run.settings, sort_keys=True), [])
+        twin = next((other for other in same if other.seeds == run.seeds), None)
+        if twin is not None:
+            raise DataError(f"{twin.folder} and {run.folder} are the same run, settings and seed; leave one out.")
+        same.append(run)
+    ordered = sorted(groups.values(), key=lambda group: not str(group[0].settings["model"]).endswith("-bn"))
+    settings = [group[0].settings for group in ordered]
+    return tuple(Row(label=_label(group[0].settings, settings), runs=tuple(group)) for group in ordered)
+
+
+def paired_gain(row: Row, base: Row, figure: str) -> tuple[Spread, int, int] | None:
+    """``row`` minus ``base``, seed by seed: the differences' spread, how many are above 0, and how many there are.
+
+    ``None`` where no seed is in both.
+    """
+    of_base = {run.seeds: run.figures[figure] for run in base.runs}
+    gains = [
+        mine - theirs
+        for run in row.runs
+        if (mine := run.figures[figure]) is not None and (theirs := of_base.get(run.seeds)) is not None
+    ]
+    spread = _spread(gains)
+    return None if spread is None else (spread, sum(gain > 0 for gain in gains), len(gains))
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    used = {key: value for key, value in recipe.used_settings().items() if key not in _NEUTRAL}
+    if recipe.is_batch_norm and recipe.loss.paths != "two_views":
+        used["loss.paths"] = "compound"  # whatever it says, batch norm has no split path
+    return used
+
+
+def _label(own: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    short = {dotted: key for key, dotted in SHORT_KEYS.items()}
+    differing = [key for key, value in own.items() if any(row.get(key, value) != value for row in rows)]
+    return ", ".join(f"{short.get(key, key)}={own[key]}" for key in differing) or str(own["model"])
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    if not values:
+        return None
+    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)

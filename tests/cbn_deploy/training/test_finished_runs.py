@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from cbn_deploy.errors import DataError
+from cbn_deploy.training import RECIPES, apply_settings
+from cbn_deploy.training.evaluation import evaluate_predictions
+from cbn_deploy.training.finished_runs import find_runs, paired_gain, read_run, rows_of
+
+COUNTS = (300, 30, 3)
+
+
+def write_report(folder, *settings, right=(4, 4, 4), names=("a", "b", "c")):
+    """A report as cbn-train writes it, of a run that gets ``right`` of 4 test images of each class right."""
+    labels = np.repeat(np.arange(3), 4)
+    hit = np.concatenate([np.arange(4) < number for number in right])
+    logits = 3.0 * np.eye(3)[np.where(hit, labels, (labels + 1) % 3)]
+    report = {
+        "recipe": apply_settings(RECIPES["image-folder"], settings).to_dict(),
+        "evaluation": evaluate_predictions(logits, labels, COUNTS).to_dict(),
+        "classes": [{"name": name, "training_images": n} for name, n in zip(names, COUNTS, strict=True)],
+    }
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def rows_in(*folders):
+    finished, _ = find_runs(folders)
+    return rows_of([read_run(folder) for folder in finished])
+
+
+def test_seeds_are_one_row_and_settings_tell_rows_apart(tmp_path):
+    for seed, (compound, plain) in enumerate([((4, 4, 2), (4, 3, 1)), ((4, 3, 1), (4, 4, 0)), ((4, 4, 4), (4, 4, 0))]):
+        write_report(tmp_path / f"cbn-{seed}", f"seed={seed}", "data.cache_mb=1", right=compound)
+        write_report(tmp_path / f"bn-{seed}", f"seed={seed}", "model=resnet32-bn", right=plain)
+    plain, compound = rows_in(tmp_path)
+    assert (plain.label, compound.label) == ("model=resnet32-bn", "model=resnet32")  # batch norm first
+    few = compound.spread("few")
+    assert few.mean == pytest.approx(np.mean([0.5, 0.25, 1.0]))
+    assert few.deviation == pytest.approx(np.std([0.5, 0.25, 1.0], ddof=1))
+    spread, above, pairs = paired_gain(compound, plain, "balanced_accuracy")
+    gains = [2 / 12, 0, 4 / 12]
+    assert (above, pairs) == (2, 3)
+    assert spread.mean == pytest.approx(np.mean(gains))
+    assert spread.deviation == pytest.approx(np.std(gains, ddof=1))
+
+
+def test_only_shared_seeds_are_paired(tmp_path):
+    write_report(tmp_path / "bn", "model=resnet32-bn", "seed=1", right=(4, 4, 0))
+    write_report(tmp_path / "x", "seed=1", right=(4, 4, 1))
+    write_report(tmp_path / "y", "seed=2", right=(0, 0, 0))
+    plain, compound = rows_in(tmp_path)
+    spread, above, pairs = paired_gain(compound, plain, "balanced_accuracy")
+    assert (spread.mean, spread.deviation) == (pytest.approx(1 / 12), None)
+    assert (above, pairs) == (1, 1)
+    write_report(tmp_path / "z", "seed=1", "epochs=7")
+    assert [row.label for row in rows_in(tmp_path)][1:] == [
+        "model=resnet32, epochs=100",
+        "model=resnet32, epochs=7",
+    ]
+    assert paired_gain(rows_in(tmp_path / "y")[0], plain, "top1") is None
+
+
+def test_batch_norm_has_one_path_whatever_the_recipe_says(tmp_path):
+    write_report(tmp_path / "0", "model=resnet32-bn", "seed=0")
+    write_report(tmp_path / "1", "model=resnet32-bn", "seed=1", "loss.paths=compound")
+    write_report(tmp_path / "2", "model=resnet32-bn", "loss.paths=two_views")
+    one_path, two_views = rows_in(tmp_path)
+    assert (one_path.label, len(one_path.runs)) == ("loss.paths=compound", 2)
+    assert two_views.label == "loss.paths=two_views"
+
+
+def test_unfinished_runs_are_told(tmp_path):
+    write_report(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "last.pt").write_bytes(b"")
+    assert find_runs([tmp_path]) == ([tmp_path / "a"], [tmp_path / "b"])
+    assert find_runs([tmp_path / "a", tmp_path]) == ([tmp_path / "a"], [tmp_path / "b"])
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    first, empty = write_report(tmp_path / "first"), tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="are the same run"):
+        rows_in(first, write_report(tmp_path / "again"))
+    with pytest.raises(DataError, match="not on the same data"):
+        rows_in(first, write_report(tmp_path / "other", "seed=1", names=("a", "b", "d")))
+    with pytest.raises(DataError, match="no finished run"):
+        find_runs([empty])
+    with pytest.raises(DataError, match="is not a folder"):
+        find_runs([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"recipe": {}, "evaluation": {}}', '{"recipe": 3}', "\x00\xff"])
+def test_a_damaged_report_is_one_sentence(tmp_path, content):
+    folder = write_report(tmp_path / "a")
+    (folder / "report.json").write_text(content)
+    with pytest.raises(DataError, match="is no report of this version"):
+        read_run(folder)
