@@ -57,7 +57,9 @@ class Hub:
         return {"answers": {number: found for number, found in answers.items() if not isinstance(found, ChannelError)}}
 
     async def command(self, do: str, name: str) -> Message:
-        """``load`` or ``unload`` a model in every worker: nothing, or ``status``, ``detail`` and ``headers`` of the first error.
+        """``load`` or ``unload`` a model in every worker.
+
+        The answer is empty, or the first error: its ``status``, ``detail`` and ``headers``.
 
         A worker that ends meanwhile is no error: whatever takes its place is brought to the same state.
         """
