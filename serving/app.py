@@ -13,6 +13,7 @@ from serving.api import operations, v1, v2
 from serving.auth import ApiKeys, require_key
 from serving.draining import Drain
 from serving.errors import install_error_handlers
+from serving.head import HeadAsGet
 from serving.images import Decoder
 from serving.inference import InferencePool
 from serving.metrics import Metrics
@@ -85,6 +86,7 @@ def create_app(
             allow_headers=_SENT_ACROSS_ORIGINS,
             expose_headers=_READ_ACROSS_ORIGINS,
         )
+    app.add_middleware(HeadAsGet)
     app.add_middleware(
         ObserveRequests,
         metrics=services.metrics,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cbn_deploy.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from cbn_deploy.runtime.description import Preprocessing
+from cbn_deploy.runtime.png import holds_all_pixels, is_interlaced
 from cbn_deploy.runtime.rgb import to_rgb, upright, upright_size
 
 __all__ = [
@@ -70,8 +71,8 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
     Raises:
         ImageTooLargeError: more bytes, pixels or frames than allowed.
         UnsupportedImageError: not a JPEG, PNG, WebP or BMP.
-        CorruptImageError: an allowed format, but truncated or damaged. A JPEG that was cut and then given an end again
-            is not noticed: its decoder paints what is missing grey.
+        CorruptImageError: empty, or an allowed format, but truncated or damaged. A JPEG that was cut and then given an
+            end again is not noticed: its decoder paints what is missing grey.
     """
     return EncodedImage(content, limits).decode()
 
@@ -87,6 +88,7 @@ class EncodedImage:
 
     def __init__(self, content: bytes, limits: ImageLimits | None = None) -> None:
         limits = limits or ImageLimits()
+        self._content = content
         self._image = _open(content, limits)
         _check_header(self._image, content, limits)
 
@@ -101,7 +103,7 @@ class EncodedImage:
         """
         if self._image.format == "PNG":
             with self._decoding():
-                self._image.load()
+                self._load()
         return upright_size(self._image)
 
     def decode(self, reduction: int = 1) -> Image.Image:
@@ -119,8 +121,14 @@ class EncodedImage:
         with self._decoding():
             if reduction > 1 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
-            image.load()
+            self._load()
             return to_rgb(upright(image))
+
+    def _load(self) -> None:
+        self._image.load()
+        suspect = self._image.format == "PNG" and _may_lack_pixels(self._image, self._content)
+        if suspect and not holds_all_pixels(self._content):
+            raise ValueError("there are fewer pixels than the header says")
 
     @contextmanager
     def _decoding(self) -> Iterator[None]:
@@ -137,13 +145,33 @@ def _open(content: bytes, limits: ImageLimits) -> Image.Image:
     if len(content) > limits.max_bytes:
         raise ImageTooLargeError(f"The image has {len(content)} bytes; at most {limits.max_bytes} are accepted.")
     if not content:
-        raise UnsupportedImageError("The image is empty (0 bytes); send a JPEG, PNG, WebP or BMP file.")
+        raise CorruptImageError("The image is empty (0 bytes); send a JPEG, PNG, WebP or BMP file.")
     try:
         return Image.open(io.BytesIO(content), formats=ALLOWED_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLargeError("The image has more pixels than any camera's; send a smaller one.") from error
     except Exception as error:  # a hostile header can raise nearly anything in a decoder
+        claimed = _claimed_format(content)
+        if claimed:
+            raise CorruptImageError(f"The {claimed} image is truncated or damaged.") from error
         raise UnsupportedImageError("The bytes are not a readable JPEG, PNG, WebP or BMP image.") from error
+
+
+def _claimed_format(content: bytes) -> str:
+    """What the first bytes say, of the formats that are read; else empty."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "WEBP"
+    return "BMP" if content.startswith(b"BM") and content[6:10] == bytes(4) else ""
+
+
+def _may_lack_pixels(image: Image.Image, content: bytes) -> bool:
+    """Whether a loaded PNG looks as one does whose data end early: one of its last two rows is all zero."""
+    rows = range(max(image.height - 2, 0), image.height)
+    return is_interlaced(content) or not all(any(image.crop((0, y, image.width, y + 1)).tobytes()) for y in rows)
 
 
 def _check_header(image: Image.Image, content: bytes, limits: ImageLimits) -> None:

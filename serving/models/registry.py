@@ -127,7 +127,8 @@ class ModelRegistry:
         The present version answers until then, and if the new one fails.
 
         Raises:
-            ApiError: 403, not allowed; 404, no such model; 422, its newest file cannot be served.
+            ApiError: 403, not allowed; 404, no such model; 422, its newest file cannot be served; 503, the folder of
+                models cannot be read.
         """
         self._require_control()
         await asyncio.to_thread(self._load_named, name)
@@ -185,7 +186,7 @@ class ModelRegistry:
 
     def _load_named(self, name: str) -> None:
         with self._loading:
-            files = {key: file for key, file in self._find().items() if key[0] == name}
+            files = {key: file for key, file in self._found().items() if key[0] == name}
             if not files:
                 raise ApiError(404, f"There is no file of a model {name[:80]!r}.")
             self._unloaded -= {name}
@@ -216,6 +217,12 @@ class ModelRegistry:
 
     def _find(self) -> dict[Key, ModelFile]:
         return find_files(self._settings.models, self._settings.model_repository)
+
+    def _found(self) -> dict[Key, ModelFile]:
+        try:
+            return self._find()
+        except OSError as error:
+            raise self._nothing_answers(f"The folder of models cannot be read ({error.strerror or error}).") from error
 
     def _update(self, name: str, files: Mapping[Key, ModelFile], settled: Mapping[Key, ModelFile]) -> None:
         """Bring one model up to date: the newest ``keep_versions`` versions that can be served answer."""

@@ -70,15 +70,15 @@ def page_router() -> APIRouter:
     assets |= {name: _read(swagger / name) for name in _SWAGGER_UI}
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def index(request: Request) -> Response:
         return page.answer(request)
 
-    @router.api_route("/docs", methods=["GET", "HEAD"])
+    @router.get("/docs")
     async def documentation(request: Request) -> Response:
         return docs.answer(request)
 
-    @router.api_route("/web/{name:path}", methods=["GET", "HEAD"])
+    @router.get("/web/{name:path}")
     async def asset(request: Request, name: str) -> Response:
         if name not in assets:
             raise ApiError(404, "The page has no such file.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import signal
 import socket
@@ -169,8 +170,29 @@ def test_an_offer_to_upgrade_is_ignored(patient_server: Server) -> None:
 def test_heads_that_other_servers_may_read_differently(patient_server: Server, content: bytes) -> None:
     with connect(patient_server) as connection:
         connection.sendall(content)
-        assert all_until_closed(connection).startswith(b"HTTP/1.1 400 ")
+        said, _, body = all_until_closed(connection).partition(b"\r\n\r\n")
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in said
+        assert json.loads(body)["status"] == 400
     assert_serves(patient_server)
+
+
+def test_head_is_get_without_a_body(patient_server: Server) -> None:
+    for path in (
+        "/healthz",
+        "/",
+        "/metrics",
+        "/v1/models",
+        "/v2",
+        "/v2/health/ready",
+        "/v2/models/colours",
+        "/nowhere",
+    ):
+        full, short = patient_server.client.get(path), patient_server.client.head(path)
+        assert (short.status_code, short.content) == (full.status_code, b""), path
+        assert short.headers["content-type"] == full.headers["content-type"]
+    assert patient_server.client.head("/v1/classify").status_code == 405
+    assert 'method="HEAD",route="/healthz",status="200"' in patient_server.client.get("/metrics").text
 
 
 def test_a_head_that_never_ends_is_cut(patient_server: Server) -> None:

@@ -176,6 +176,7 @@ def test_a_file_that_cannot_be_served_changes_nothing(
     assert says in reason(registry, "b 2")
     assert "goes on answering" in reason(registry, "a 1")
     assert says in reason(registry, "a 1")
+    assert str(repository) not in reason(registry, "b 2") + reason(registry, "a 1"), "clients need not know the paths"
     assert registry.not_ready() == ""
     put(path, "mended")
     put(repository / "b" / "2" / "model.onnx", "b2")
@@ -278,6 +279,16 @@ def test_readiness_asks_for_what_was_there_at_the_start(repository: Path, start:
 def test_a_model_that_is_named_must_load(start: Start, tmp_path: Path, repository: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         start(models=[str(tmp_path / "absent.onnx")])
+
+
+def test_an_unreadable_folder_of_models_is_no_bug(repository: Path, start: Start) -> None:
+    put(repository / "a.onnx", "1")
+    registry = start()
+    repository.rename(repository.with_name("elsewhere"))
+    why = refused(lambda: asyncio.run(registry.load("a")), 503)
+    assert "cannot be read" in why
+    assert str(repository) not in why
+    assert mark(registry) == "1"
 
 
 def test_loading_and_unloading_by_name(repository: Path, start: Start) -> None:

@@ -73,6 +73,8 @@ def test_every_operation_documents_its_errors(colours_path: Path) -> None:
     }
     documented = set(paths["/v1/classify"]["post"]["responses"])
     assert documented == {"200", "400", "401", "404", "408", "413", "415", "422", "500", "503", "504"}
+    queries = {path for path, operations in paths.items() if _takes_a_query(operations)}
+    assert queries == {"/v1/classify"}
     for path, operations in paths.items():
         for operation in operations.values():
             for status, response in operation["responses"].items():
@@ -80,3 +82,7 @@ def test_every_operation_documents_its_errors(colours_path: Path) -> None:
                 if status != "200":
                     assert kinds == {"application/json" if path.startswith("/v2") else "application/problem+json"}
     app.state.services.close()
+
+
+def _takes_a_query(operations: dict[str, Any]) -> bool:
+    return any(one["in"] == "query" for operation in operations.values() for one in operation.get("parameters", []))

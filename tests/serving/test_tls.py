@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -75,6 +76,19 @@ def test_a_client_that_checks_the_certificate_is_answered_and_nobody_else(
     plain = server.url.replace("https", "http")
     with httpx.Client(base_url=plain, timeout=60, trust_env=False) as client, pytest.raises(httpx.TransportError):
         client.get("/healthz")
+
+
+def test_a_handshake_that_never_ends_is_cut(
+    start_server: Callable[..., Server], colours_path: Path, tmp_path: Path
+) -> None:
+    cert, key = certificate(tmp_path, "one")
+    server = start_server(colours_path, "--tls-cert", cert, "--tls-key", key, "--upload-timeout", 1)
+    url = httpx.URL(server.url)
+    for said in (b"", bytes.fromhex("1603010200010001fc0303")):  # nothing, and the start of a client's hello
+        with socket.create_connection((url.host, url.port), timeout=30) as connection:  # half of asyncio's own limit
+            connection.sendall(said)
+            assert connection.recv(1000) == b""
+    assert served_by(server.url) == "one"
 
 
 def test_a_renewed_certificate_is_served_without_a_restart(

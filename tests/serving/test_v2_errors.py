@@ -152,6 +152,7 @@ def test_what_is_no_request_object(client: httpx.Client, body: bytes) -> None:
         ({"parameters": {"timeout": -1}}, "timeout"),
         ({"parameters": {"timeout": 0.5}}, "timeout"),
         ({"parameters": {"timeout": "1s"}}, "timeout"),
+        ({"parameters": {"timeout": 9999}}, "allow 10000"),
         ({"parameters": {"priority": -1}}, "priority"),
         ({"parameters": {"sequence_id": 3}}, "sequence_id"),
         ({"parameters": {"sequence_id": "a"}}, "sequence_id"),
@@ -270,7 +271,7 @@ def encoded(*files: bytes, count: int | None = None) -> tuple[dict[str, Any], by
 @pytest.mark.parametrize(
     ("files", "count", "status", "says"),
     [
-        ([b""], None, 415, "0 bytes"),
+        ([b""], None, 422, "0 bytes"),
         ([b"not an image"], None, 415, "JPEG"),
         ([RED, RED[:200]], None, 422, "Image 2 of 2"),
         ([bomb_png(50_000, 50_000)], None, 413, "pixels"),
