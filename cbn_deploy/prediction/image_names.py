@@ -29,7 +29,8 @@ def image_root(source: Path) -> Path:
 def image_names(source: Path) -> Iterator[str]:
     """Names of the image files, ``/`` between their parts, in an order that depends on nothing but the names.
 
-    Of a folder: every file below it whose suffix is an image's; links to files are followed, links to folders are not.
+    Of a folder: every file below it whose suffix is an image's, hidden files and folders passed over; links to files
+    are followed, links to folders are not.
     Of a text file in UTF-8: its lines as they are, relative to its folder, whatever their suffix; empty ones left out.
 
     Raises:
@@ -61,7 +62,8 @@ def read_image(path: Path, max_bytes: int) -> bytes:
 
 def _below(folder: Path, prefix: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        visible = (entry for entry in entries if not entry.name.startswith("."))
+        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in visible)
     for name, is_folder in found:
         if not is_folder and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a million names
             yield prefix + name

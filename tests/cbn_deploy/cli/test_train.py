@@ -173,9 +173,10 @@ def test_compare_prints_the_finished_runs(cbn_train, finished_run, tmp_path):
     code, out, err = cbn_train("--compare", tmp_path)
     assert (code, err) == (0, "")
     lines = [line.strip() for line in out.splitlines()]
-    row = next(line for line in lines if line.startswith("model=resnet20 "))
-    assert row.split()[1:4] == ["2", f"{100 * recall - 5:.1f}", "±7.1"]
-    assert "model=resnet20 over model=resnet20-bn, seed by seed: -10.0 in mean recall, 0 of 1 above" in lines
+    row = next(line for line in lines if line.startswith("model=resnet20, "))
+    assert row.split()[2:5] == ["2", f"{100 * recall - 5:.1f}", "±7.1"]
+    rows = "model=resnet20, loss.paths=compound+split over model=resnet20-bn, loss.paths=compound"
+    assert f"{rows}, seed by seed: -10.0 in mean recall, 0 of 1 above" in lines
     assert "Fewer than three seeds" in out
     assert "do not have the same seeds" in out
 

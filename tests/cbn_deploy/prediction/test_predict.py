@@ -48,6 +48,9 @@ def photos(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(colour(*COLOURS[name], kind=kind))
     (folder / "readme.txt").write_text("no image")
+    (folder / "0" / "._00-red.png").write_bytes(b"what another system leaves behind")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "small.png").write_bytes(colour(1, 2, 3))
     return folder
 
 
@@ -61,7 +64,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def names_below(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".txt")
+    return sorted(str(p.relative_to(folder)) for p in folder.glob("[!.]*/[!.]*") if p.suffix != ".txt")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -263,9 +266,7 @@ def test_gaps_are_filled(model, photos, tmp_path, monkeypatch):
     out = tmp_path / "predictions.jsonl"
     unfinished(model, photos, out, monkeypatch)
     assert predict_images(model, photos, out, batch_size=5).resumed == 18
-    assert [row["image"] for row in rows_of(out)] == [
-        str(path.relative_to(photos)) for path in sorted(photos.rglob("*.*")) if path.suffix != ".txt"
-    ]
+    assert [row["image"] for row in rows_of(out)] == names_below(photos)
 
 
 def test_an_unfinished_run_is_not_mixed_with_another(model, photos, tmp_path, monkeypatch):

@@ -38,7 +38,8 @@ def test_seeds_are_one_row_and_settings_tell_rows_apart(tmp_path):
         write_report(tmp_path / f"cbn-{seed}", f"seed={seed}", "data.cache_mb=1", right=compound)
         write_report(tmp_path / f"bn-{seed}", f"seed={seed}", "model=resnet32-bn", right=plain)
     plain, compound = rows_in(tmp_path)
-    assert (plain.label, compound.label) == ("model=resnet32-bn", "model=resnet32")  # batch norm first
+    assert plain.label == "model=resnet32-bn, loss.paths=compound"  # batch norm first
+    assert compound.label == "model=resnet32, loss.paths=compound+split"
     few = compound.spread("few")
     assert few.mean == pytest.approx(np.mean([0.5, 0.25, 1.0]))
     assert few.deviation == pytest.approx(np.std([0.5, 0.25, 1.0], ddof=1))
@@ -59,8 +60,8 @@ def test_only_shared_seeds_are_paired(tmp_path):
     assert (above, pairs) == (1, 1)
     write_report(tmp_path / "z", "seed=1", "epochs=7")
     assert [row.label for row in rows_in(tmp_path)][1:] == [
-        "model=resnet32, epochs=100",
-        "model=resnet32, epochs=7",
+        "model=resnet32, loss.paths=compound+split, epochs=100",
+        "model=resnet32, loss.paths=compound+split, epochs=7",
     ]
     assert paired_gain(rows_in(tmp_path / "y")[0], plain, "top1") is None
 
