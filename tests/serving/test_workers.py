@@ -15,6 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cbn_deploy.runtime.factory import available_cpus
 from tests.onnx_models import COLOURS, colour_model, write_colour_model
 from tests.serving.files import BLUE, GREEN, RED
 from tests.serving.server import Server
@@ -85,8 +86,10 @@ def test_both_answer_and_counts_are_those_of_both(pair: Server) -> None:
 
     with ThreadPoolExecutor(clients) as pool:
         assert all(pool.map(classify, range(clients)))
-    # Connections were dealt evenly, and every client sent the same.
-    assert answered(pair) == dict.fromkeys(WORKERS, clients * requests / 2)
+    found = answered(pair)
+    assert sum(found.values()) == clients * requests
+    # Connections are dealt evenly, and every client sent the same; one more may have been open.
+    assert min(found["0"], found["1"]) >= (clients / 2 - 1) * requests
     (tints,) = httpx.get(f"{pair.url}/v2/models/tints/stats", trust_env=False).json()["model_stats"]
     assert tints["inference_count"] == tints["inference_stats"]["success"]["count"] == clients * requests
     assert (
@@ -101,7 +104,7 @@ def test_both_answer_and_counts_are_those_of_both(pair: Server) -> None:
 
 def test_the_cpus_are_shared_out(pair: Server) -> None:
     threads = {model["threads"] for model in pair.client.get("/v1/models").json()["models"]}
-    assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    assert threads == {max(1, available_cpus() // 2)}
 
 
 def test_a_worker_that_is_killed_under_load_comes_back_as_it_was(pair: Server) -> None:
@@ -150,9 +153,11 @@ def test_a_worker_that_is_killed_under_load_comes_back_as_it_was(pair: Server) -
 
 
 def test_log_lines_say_which_worker(pair: Server) -> None:
-    for _ in range(2):
+    seen: set[int] = set()
+    for _ in range(50):
         ask(pair)
-    assert {pair.wait_for_log("request")["worker"] for _ in range(8)} == {0, 1}
+        seen.add(pair.wait_for_log("request")["worker"])
+    assert seen == {0, 1}
 
 
 def test_a_signal_lets_requests_finish(start_server: Callable[..., Server], tmp_path: Path) -> None:
