@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -87,6 +88,30 @@ def test_a_model_that_becomes_ready_appears(
     one.classified()
 
 
+def test_a_model_that_cannot_answer_is_named_beside_one_that_does(
+    visit: Callable[..., Visit], start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    write_colour_model(tmp_path / "colours.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    one = visit(f"{start_server('--model-repository', tmp_path, '--threads', 1).url}/")
+    one.page.get_by_text("3 labels").wait_for()
+    said = one.page.get_by_text("Not answering: broken:").inner_text()
+    assert "not an ONNX file" in said
+    assert str(tmp_path) not in said
+
+
+def test_a_slow_answer_is_announced(visit: Callable[..., Visit], strange_server: Server) -> None:
+    one = visit(f"{strange_server.url}/")
+    held: list[Any] = []
+    one.page.route("**/v1/classify*", held.append)
+    one.page.set_input_files("#file", png())
+    one.page.wait_for_function("document.getElementById('status').textContent === 'Waiting for the answer.'")
+    one.page.wait_for_selector("#answer[aria-busy=true]")
+    held[0].continue_()
+    one.classified()
+    assert "-shot" in one.page.locator("#status").inner_text()
+
+
 def test_an_estimate_says_what_it_rests_on(visit: Callable[..., Visit], strange_server: Server) -> None:
     one = visit(f"{strange_server.url}/")
     one.page.get_by_label("Estimate").check(force=True)
@@ -115,13 +140,15 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(
     one.page.get_by_text("no spaces").wait_for()
     field.fill("wrong-key")
     field.press("Enter")
-    one.page.get_by_text(sentence).wait_for()
+    one.page.get_by_text("does not take this key").wait_for()
+    assert one.page.evaluate("sessionStorage.length") == 0
     field.fill("right-key")
     field.press("Enter")
     field.wait_for(state="hidden")
     one.page.set_input_files("#file", png())
     one.classified()
     assert 'X-API-Key: $CBN_API_KEY"' in one.page.get_by_label("Command").inner_text()
+    assert one.page.get_by_text("CBN_API_KEY is a variable").is_visible()
     assert "right-key" not in one.page.content()
     assert one.page.evaluate("localStorage.length") == 0
     assert one.page.evaluate("document.cookie") == ""

@@ -1,5 +1,6 @@
 // An answer of /v1/classify as elements. Text goes in as text: nothing here makes HTML.
 
+import { hasKey } from "./api.js";
 import { maps } from "./maps.js";
 import { copyable, node } from "./nodes.js";
 
@@ -110,6 +111,7 @@ function command(text) {
     { class: "card", "aria-labelledby": "command-title" },
     node("h2", { id: "command-title" }, "The same from a shell"),
     copyable(text),
+    ...(hasKey() ? [node("p", { class: "note" }, "CBN_API_KEY is a variable of your shell with your key.")] : []),
   );
 }
 

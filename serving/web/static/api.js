@@ -26,10 +26,13 @@ export function classify(image, name, question, signal) {
   return call(`v1/classify${query(question)}`, { method: "POST", body: form, signal });
 }
 
+/** Whether a key is in use; the command names a variable for it. */
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
 /** The shell command that asks the same question. */
 export function curl(source, question) {
   const address = (path) => quote(new URL(path, document.baseURI).href);
-  const key = sessionStorage.getItem(KEY) ? ' -H "X-API-Key: $CBN_API_KEY"' : "";
+  const key = hasKey() ? ' -H "X-API-Key: $CBN_API_KEY"' : "";
   const ask = (file) => `curl${key} -F ${file} ${address(`v1/classify${query(question)}`)}`;
   if (source.path) return `curl -s ${address(source.path)} | ${ask("image=@-")}`;
   const plain = /^[\w.-]+$/.test(source.name);
@@ -51,6 +54,10 @@ async function call(path, options = {}) {
   }
   const body = parsed(text);
   if (response.ok && body) return body;
+  if (response.status === 401 && key) {
+    sessionStorage.removeItem(KEY);
+    throw new Refusal(401, "The server does not take this key; look whether it is whole.", body?.request_id);
+  }
   throw new Refusal(response.status, body?.detail ?? "The answer is not one of cbn-serve's: is there a proxy between?", body?.request_id);
 }
 

@@ -13,6 +13,7 @@ const PRIORS = {
 const TOPS = [5, 10, 20];
 const DEFAULT_TOP = 5;
 const LOOK_AGAIN_MS = 3000;
+const SLOW_MS = 1000;
 
 const at = (id) => document.getElementById(id);
 let served = [];
@@ -41,6 +42,7 @@ async function ask() {
   const mine = new AbortController();
   asking = mine;
   at("answer").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => { at("status").textContent = "Waiting for the answer."; }, SLOW_MS);
   try {
     const started = performance.now();
     const asked = question();
@@ -54,6 +56,7 @@ async function ask() {
   } catch (error) {
     if (error.name !== "AbortError") refuse(error);
   } finally {
+    clearTimeout(slow);
     if (asking === mine) at("answer").removeAttribute("aria-busy");
   }
 }
@@ -119,9 +122,11 @@ async function loadModels() {
     at("key-form").hidden = true;
     at("options").hidden = !ready.length;
     if (!ready.length) {
-      const reasons = versions.map(({ name, reason, state }) => `${name}: ${reason || state}`);
-      throw new Refusal(503, `No model is ready. ${reasons.join(" ")}`.trim());
+      throw new Refusal(503, `No model is ready. ${versions.map(absence).join(" ")}`.trim());
     }
+    const absent = versions.filter(({ state }) => state !== "READY");
+    at("absent").hidden = !absent.length;
+    at("absent").textContent = `Not answering: ${absent.map(absence).join(" ")}`;
   } catch (error) {
     if (error.status !== 401) setTimeout(loadModels, LOOK_AGAIN_MS);
     refuse(error);
@@ -135,6 +140,11 @@ async function loadModels() {
   show("empty");
   fit();
   ask();
+}
+
+/** Why a version does not answer. */
+function absence({ name, version, reason, state }) {
+  return `${name}${version === "1" ? "" : `, version ${version}`}: ${reason || `${state.toLowerCase()}.`}`;
 }
 
 /** Show what the chosen model can do. */
