@@ -142,7 +142,7 @@ def test_queues_are_seen_while_they_are_long_and_what_a_drain_cuts_off_is_told(
         found = samples(server)
         while found.get(key("cbn_queue_depth", model="slow"), 0) < 5:
             found = samples(server)
-        assert found[key("cbn_requests_admitted", model="slow")] > found[key("cbn_queue_depth", model="slow")]
+        assert found[key("cbn_requests_admitted", model="slow")] >= found[key("cbn_queue_depth", model="slow")]
         server.client.close()
         server.terminate()
         list(answers)
