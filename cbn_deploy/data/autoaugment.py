@@ -1,4 +1,4 @@
-"""AutoAugment's CIFAR-10 policy (Cubuk et al. 2019, Table 7), drawn anew for every image, with Pillow's operations."""
+"""AutoAugment's policies for CIFAR-10 and ImageNet (Cubuk et al. 2019), drawn anew for every image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageEnhance
 
-__all__ = ["CIFAR10_POLICY", "OPERATIONS", "Fill", "autoaugment"]
+__all__ = ["CIFAR10_POLICY", "IMAGENET_POLICY", "OPERATIONS", "Fill", "SubPolicy", "autoaugment"]
 
 Fill = tuple[int, int, int]
 SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
 
-# (operation, probability, magnitude 0..9), twice: the 25 sub-policies of the paper's table, in its order.
+# (operation, probability, magnitude 0..9), twice: the 25 sub-policies of the paper's Table 7, in its order.
 CIFAR10_POLICY: tuple[SubPolicy, ...] = (
     (("invert", 0.1, 7), ("contrast", 0.2, 6)),
     (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
@@ -41,6 +41,35 @@ CIFAR10_POLICY: tuple[SubPolicy, ...] = (
     (("autocontrast", 0.9, 2), ("solarize", 0.8, 3)),
     (("equalize", 0.8, 8), ("invert", 0.1, 3)),
     (("translate_y", 0.7, 9), ("autocontrast", 0.9, 1)),
+)
+
+# Table 9.
+IMAGENET_POLICY: tuple[SubPolicy, ...] = (
+    (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
+    (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
+    (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("equalize", 0.4, 4), ("rotate", 0.8, 8)),
+    (("solarize", 0.6, 3), ("equalize", 0.6, 7)),
+    (("posterize", 0.8, 5), ("equalize", 1.0, 2)),
+    (("rotate", 0.2, 3), ("solarize", 0.6, 8)),
+    (("equalize", 0.6, 8), ("posterize", 0.4, 6)),
+    (("rotate", 0.8, 8), ("color", 0.4, 0)),
+    (("rotate", 0.4, 9), ("equalize", 0.6, 2)),
+    (("equalize", 0.0, 7), ("equalize", 0.8, 8)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("rotate", 0.8, 8), ("color", 1.0, 2)),
+    (("color", 0.8, 8), ("solarize", 0.8, 7)),
+    (("sharpness", 0.4, 7), ("invert", 0.6, 8)),
+    (("shear_x", 0.6, 5), ("equalize", 1.0, 9)),
+    (("color", 0.4, 0), ("equalize", 0.6, 3)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
 )
 
 _LEVELS: NDArray[np.int64] = np.arange(256)
@@ -151,16 +180,19 @@ shear 0.3, translate 150/331 of the side, rotate 30 degrees (level > 0 is counte
 0.1 ... 1.9, posterize 8 ... 4 bits, solarize threshold 255 ... 0. Posterize and solarize ignore the level's sign."""
 
 
-def autoaugment(image: Image.Image, rng: np.random.Generator, fill: Fill) -> Image.Image:
+def autoaugment(
+    image: Image.Image, rng: np.random.Generator, fill: Fill, policy: tuple[SubPolicy, ...] = CIFAR10_POLICY
+) -> Image.Image:
     """Apply one random sub-policy; geometric and enhancing operations take a random sign.
 
     Args:
         image: RGB.
         rng: the image's own generator; five numbers are drawn, whatever they turn out to be.
         fill: colour of what moves in from outside.
+        policy: the sub-policies to draw from.
     """
     choice, *uniforms = rng.random(5).tolist()
-    sub_policy = CIFAR10_POLICY[int(choice * len(CIFAR10_POLICY))]
+    sub_policy = policy[int(choice * len(policy))]
     for (name, probability, magnitude), chance, sign in zip(sub_policy, uniforms[:2], uniforms[2:], strict=True):
         if chance < probability:
             level = magnitude / 9 if sign < 0.5 else -magnitude / 9

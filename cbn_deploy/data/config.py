@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["Crop", "DataConfig", "Source", "ViewConfig"]
+__all__ = ["Crop", "DataConfig", "Policy", "Source", "ViewConfig"]
 
 Source = Literal[
     "digits-lt", "cifar10-lt", "cifar100-lt", "image-folder", "imagenet-lt", "places-lt", "inaturalist2018"
 ]
 Crop = Literal["padded", "resized"]
+Policy = Literal["cifar10", "imagenet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ class ViewConfig:
         padding: pixels on every side, for the padded crop; 0 does not crop.
         min_area: smallest part of the image's area that a resized crop takes, in (0, 1].
         flip: mirror left-right with probability 1/2; wrong for digits and letters.
-        autoaugment: apply the AutoAugment CIFAR-10 policy in the strong view.
+        autoaugment: apply AutoAugment in the strong view.
+        policy: which of its policies, "cifar10" or "imagenet".
         cutout: side in pixels of the square hidden in the strong view; 0 hides nothing.
     """
 
@@ -70,10 +72,13 @@ class ViewConfig:
     flip: bool = True
     autoaugment: bool = True
     cutout: int = 16
+    policy: Policy = "cifar10"
 
     def __post_init__(self) -> None:
         if self.crop not in get_args(Crop):
             raise ValueError(f"crop must be one of {get_args(Crop)}, got {self.crop!r}")
+        if self.policy not in get_args(Policy):
+            raise ValueError(f"policy must be one of {get_args(Policy)}, got {self.policy!r}")
         if self.padding < 0 or self.cutout < 0:
             raise ValueError(f"padding and cutout must not be negative, got {self.padding} and {self.cutout}")
         if not 0 < self.min_area <= 1:

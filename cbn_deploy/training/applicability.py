@@ -26,6 +26,7 @@ def reason_without_effect(recipe: Recipe, key: str) -> str | None:
         ),
         *_data_reasons(recipe.data.source, key),
         *_loss_reasons(recipe, key),
+        (not recipe.views.autoaugment and key == "views.policy", "views.autoaugment is false"),
         (padded and key == "views.min_area", "it is for views.crop=resized"),
         (not padded and key == "views.padding", "it is for views.crop=padded"),
     )

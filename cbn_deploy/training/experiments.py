@@ -57,7 +57,7 @@ def _cifar(data: str) -> Recipe:
 
 # The paper's Section 4.2 gives one setting for all its experiments and does not say whether the large data sets
 # follow it. These are MiSLAS's (ImageNet-LT, iNaturalist 2018) and PaCo's (Places-LT), competitors in these tables.
-_PHOTOGRAPHS = ViewConfig(crop="resized", min_area=0.08, cutout=0)
+_PHOTOGRAPHS = ViewConfig(crop="resized", min_area=0.08, cutout=0, policy="imagenet")
 _LARGE = {
     "imagenet-lt": Recipe(
         name=f"imagenet-lt/{_METHOD}",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from cbn_deploy.data.autoaugment import CIFAR10_POLICY, OPERATIONS, autoaugment
+from cbn_deploy.data.autoaugment import CIFAR10_POLICY, IMAGENET_POLICY, OPERATIONS, SubPolicy, autoaugment
 
 FILL = (1, 2, 3)
 HEIGHT, WIDTH = 32, 40
@@ -142,15 +142,30 @@ def test_policy_has_the_tables_operations() -> None:
     assert all(0 <= p <= 1 and 0 <= m <= 9 for sub_policy in CIFAR10_POLICY for _, p, m in sub_policy)
 
 
-def test_operations_are_applied_with_the_tables_probabilities(pixels: NDArray[np.uint8]) -> None:
+def test_the_policy_for_imagenet_has_the_tables_operations() -> None:
+    assert len(IMAGENET_POLICY) == 25
+    uses = Counter(name for sub_policy in IMAGENET_POLICY for name, _, _ in sub_policy)
+    assert uses == {
+        "equalize": 17, "solarize": 7, "color": 6, "posterize": 5, "rotate": 6, "invert": 3, "autocontrast": 2,
+        "contrast": 2, "shear_x": 1, "sharpness": 1,
+    }  # fmt: skip
+    # No image is moved to the side, which a random crop does already.
+    chances = sorted(p for sub_policy in IMAGENET_POLICY for name, p, _ in sub_policy if name == "rotate")
+    assert chances == [0.2, 0.4, 0.6, 0.8, 0.8, 0.8]
+
+
+@pytest.mark.parametrize("policy", [CIFAR10_POLICY, IMAGENET_POLICY])
+def test_operations_are_applied_with_the_tables_probabilities(
+    policy: tuple[SubPolicy, ...], pixels: NDArray[np.uint8]
+) -> None:
     """The share of unchanged images is the mean over sub-policies of prod(1 - p), where "color 0" never changes one."""
     stay = [
         float(np.prod([1.0 if (name, m) == ("color", 0) else 1 - p for name, p, m in sub_policy]))
-        for sub_policy in CIFAR10_POLICY
+        for sub_policy in policy
     ]
     expected, n = float(np.mean(stay)), 4000
     rng, image = np.random.default_rng(0), Image.fromarray(pixels)
-    unchanged = sum(np.array_equal(np.asarray(autoaugment(image, rng, FILL)), pixels) for _ in range(n)) / n
+    unchanged = sum(np.array_equal(np.asarray(autoaugment(image, rng, FILL, policy)), pixels) for _ in range(n)) / n
     assert unchanged == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / n))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -78,6 +80,17 @@ def test_autoaugment_is_in_the_strong_view_only() -> None:
     pixels = make_pixels()
     assert all(np.array_equal(view, pixels) for view in draw(config, "weak"))
     assert 0.5 < np.mean([not np.array_equal(view, pixels) for view in draw(config, "strong")]) < 0.95
+
+
+def test_the_policy_is_the_one_that_is_named() -> None:
+    """Of the two policies only CIFAR-10's moves an image, so that the fill comes in from a whole side."""
+    config = ViewConfig(padding=0, flip=False, autoaugment=True, cutout=0)
+    moved = {}
+    for policy in ("cifar10", "imagenet"):
+        views = draw(replace(config, policy=policy), "strong", 200)
+        moved[policy] = sum((view[0] == FILL).all() or (view[-1] == FILL).all() for view in views)
+    assert moved["cifar10"] > 10
+    assert moved["imagenet"] == 0
 
 
 def cut(

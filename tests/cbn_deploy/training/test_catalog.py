@@ -173,3 +173,10 @@ def test_a_near_miss_names_what_was_meant(name, near):
 
 def test_the_four_to_start_from_stay():
     assert list(RECIPES) == ["digits-lt", "cifar10-lt", "cifar100-lt", "image-folder"]
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.startswith("cifar")])
+def test_large_photographs_have_the_policy_that_was_found_on_them(name):
+    assert (get_recipe(name).views.policy, get_recipe(name).data.image_size) == ("imagenet", 224)
+    with pytest.raises(RecipeError, match=r"views\.policy has no effect here, views\.autoaugment is false"):
+        apply_settings(get_recipe(name), ["views.autoaugment=false", "views.policy=cifar10"])
