@@ -47,9 +47,9 @@ def compound_batch_norm(
     return found
 
 
-def training_passes(pixels: Tensor, components: int) -> ModuleType | None:
-    """The passes of a training step for such a tensor (B, D, P), or ``None`` where they have to be portable."""
-    if pixels.device.type != "cuda" or pixels.dtype not in STORED_TYPES or components > MAX_COMPONENTS:
+def training_passes(x: Tensor, components: int) -> ModuleType | None:
+    """The passes of a training step for such a tensor (B, D, *spatial), or ``None`` where they have to be portable."""
+    if x.device.type != "cuda" or x.dtype not in STORED_TYPES or components > MAX_COMPONENTS:
         return None
     modules = _triton_modules()
     return None if modules is None else modules.training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dense", "empty_like_dense", "is_channels_last"]
+__all__ = ["dense", "empty_like_dense", "empty_output", "is_channels_last", "readable"]
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -18,8 +18,20 @@ def dense(x: Tensor) -> Tensor:
     return x if is_channels_last(x) else x.contiguous()
 
 
-def empty_like_dense(x: Tensor) -> Tensor:
-    """An uninitialised tensor of the shape, type and device of ``x``, in the format of ``dense(x)``."""
+def empty_like_dense(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor of the shape, device and (by default) type of ``x``, in the format of ``dense(x)``."""
     if is_channels_last(x):
-        return torch.empty_like(x)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return torch.empty_like(x, dtype=dtype)
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+
+
+def empty_output(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """As :func:`empty_like_dense` on CUDA; contiguous elsewhere, where no kernel knows channels last."""
+    if x.device.type == "cuda":
+        return empty_like_dense(x, dtype)
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+
+
+def readable(x: Tensor) -> Tensor:
+    """``x`` as the training operators read it without copying it again."""
+    return dense(x) if x.device.type == "cuda" else x.contiguous()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cbn_deploy.kernels import cuda, native, portable
-from cbn_deploy.kernels.memory_format import empty_like_dense
+from cbn_deploy.kernels.memory_format import empty_output
 
 __all__ = ["compound_batch_norm", "compound_batch_norm_posterior"]
 
@@ -62,7 +62,7 @@ def _(
     density_scale: float,
 ) -> Tensor:
     del tau, mean, var, scale, bias, epsilon, density_scale
-    return _like(x)
+    return empty_output(x)
 
 
 @torch.library.custom_op("cbn::compound_batch_norm_posterior", mutates_args=())
@@ -116,14 +116,9 @@ def _(
     del mean, var, scale, bias, epsilon, density_scale
     shape = (x.shape[0], tau.shape[0], *x.shape[2:])
     return (
-        _like(x),
+        empty_output(x),
         torch.empty(shape, dtype=portable.working_dtype(x), device=x.device),
     )
-
-
-def _like(x: Tensor) -> Tensor:
-    """An output of ``x``'s shape and type, in the memory format that the kernels of its device give."""
-    return empty_like_dense(x) if x.device.type == "cuda" else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _check_shapes(x: Tensor, tau: Tensor, *tables: Tensor) -> None:

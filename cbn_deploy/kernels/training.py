@@ -11,7 +11,8 @@ tables. Second derivatives are not implemented: asking for them raises torch's "
 
 The passes run in the native library where it is installed and can (:mod:`cbn_deploy.kernels.native_training`), on CUDA
 in Triton (:mod:`cbn_deploy.kernels.cuda`), else in plain torch operations
-(:mod:`cbn_deploy.kernels.training_passes`); x of half precision is computed in float32.
+(:mod:`cbn_deploy.kernels.training_passes`). All compute in float32 at least. The Triton passes read and write x as it
+is stored, also in half precision and channels last; for the others it is converted first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cbn_deploy.kernels import cuda, native_training, portable, training_passes
+from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, is_channels_last
 from cbn_deploy.kernels.moment_gradients import moment_gradients, moments_of_all_ranks, table_gradients
 from cbn_deploy.kernels.training_passes import GradientTables
 
@@ -57,14 +59,15 @@ def mixture_statistics(
         All float32, or float64 for float64 x.
     """
     with torch.autocast(x.device.type, enabled=False):
-        pixels = _pixels(x)
-        tau, mean, var = (table.to(pixels.dtype) for table in (tau, mean, var))
+        pixels, passes = _prepared(x, len(tau))
+        dtype = portable.working_dtype(x)
+        tau, mean, var = (table.to(dtype) for table in (tau, mean, var))
         # A rank whose share of a batch is empty: any centre will do.
-        centre = pixels.mean((0, 2)) if pixels.numel() else pixels.new_zeros(pixels.shape[1])
+        centre = pixels.mean((0, 2), dtype=dtype) if pixels.numel() else tau.new_zeros(pixels.shape[1])
         tables = portable.density_tables(tau, mean, var, epsilon, centre)
         constant = tables.log_prior - (0.5 * density_scale) * tables.constant
         quadratic, linear = logit_tables(tables, density_scale)
-        w, (mass, first, second) = _passes(pixels, len(tau)).expectation(pixels, centre, quadratic, linear, constant)
+        w, (mass, first, second) = passes.expectation(pixels, centre, quadratic, linear, constant)
         # An empty component has mass 0 and sums 0; dividing by the tiny floor gives 0 and not NaN.
         safe = mass.clamp_min(torch.finfo(mass.dtype).tiny ** 0.5)[:, None]
         shift = first / safe
@@ -128,19 +131,19 @@ def mixture_normalize(
     """
     del quadratic, linear, inverse_mass, synchronized
     with torch.autocast(x.device.type, enabled=False):
-        pixels = _pixels(x)
-        mean, var, scale, bias = (table.to(pixels.dtype) for table in (mean, var, scale, bias))
+        pixels, passes = _prepared(x, len(scale))
+        mean, var, scale, bias = (table.to(portable.working_dtype(x)) for table in (mean, var, scale, bias))
         gain, offset = portable.combination_tables(mean, var, scale, bias, epsilon, centre)
         # Not a view of what the pass returns: torch forbids to write (an in-place ReLU) into views from operators.
-        y = torch.empty(x.shape, dtype=pixels.dtype, device=x.device)
-        _passes(pixels, len(scale)).combine(pixels, centre, _pixels(posterior), gain, offset, y.view_as(pixels))
+        y = empty_output(x, pixels.dtype)
+        passes.combine(pixels, centre, _flat(posterior).contiguous(), gain, offset, y.view_as(pixels))
     return y.to(x.dtype)
 
 
 @mixture_normalize.register_fake
 def _(x: Tensor, *constants: object) -> Tensor:
     del constants
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return empty_output(x)
 
 
 @torch.library.custom_op("cbn::mixture_normalize_backward", mutates_args=())
@@ -161,25 +164,27 @@ def mixture_normalize_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, scale and bias from that of :func:`mixture_normalize`'s y."""
     with torch.autocast(x.device.type, enabled=False):
-        pixels, g, w = _pixels(x), _pixels(grad), _pixels(posterior)
-        g = g.to(pixels.dtype)
-        mean, var, *affine = (table.to(pixels.dtype) for table in (mean, var, scale, bias))
-        passes, shift = _passes(pixels, len(scale)), mean - centre
+        pixels, passes = _prepared(x, len(scale))
+        g, w = _stored_like(pixels, grad), _flat(posterior).contiguous()
+        mean, var, *affine = (table.to(portable.working_dtype(x)) for table in (mean, var, scale, bias))
+        shift = mean - centre
         through_gain, through_offset = passes.output_sums(g, pixels, centre, w)
         outer = table_gradients(through_gain, through_offset, shift, var, affine[0], epsilon)
         outer = moments_of_all_ranks(outer) if synchronized else outer
         moments = moment_gradients(outer, shift, var, inverse_mass)
         gain, offset = portable.combination_tables(mean, var, affine[0], affine[1], epsilon, centre)
         grad_tables = GradientTables(gain, offset, *moments, 2.0 * quadratic, linear)
-        grad_x: Tensor = passes.input_gradient(g, pixels, centre, w, grad_tables)
-    return grad_x.reshape(x.shape).to(x.dtype), outer.scale.to(scale.dtype), through_offset.to(bias.dtype)
+        grad_x = passes.input_gradient(g, pixels, centre, w, grad_tables).reshape(x.shape).to(x.dtype)
+        if x.is_cuda and is_channels_last(x) and not is_channels_last(grad_x):
+            grad_x = empty_like_dense(x).copy_(grad_x)
+    return grad_x, outer.scale.to(scale.dtype), through_offset.to(bias.dtype)
 
 
 @mixture_normalize_backward.register_fake
 def _(grad: Tensor, x: Tensor, *constants: Any) -> tuple[Tensor, Tensor, Tensor]:
     del grad
     scale, bias = constants[7], constants[8]
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(scale), torch.empty_like(bias)
+    return empty_output(x), torch.empty_like(scale), torch.empty_like(bias)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -203,12 +208,23 @@ def logit_tables(tables: portable.DensityTables, density_scale: float) -> tuple[
     return (-0.5 * density_scale) * tables.quadratic, density_scale * tables.linear
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """(B, channels, P), contiguous, float32 at least."""
-    return x.to(portable.working_dtype(x)).reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:])).contiguous()
+def _prepared(x: Tensor, components: int) -> tuple[Tensor, ModuleType]:
+    """x as (B, D, P), in the type and memory format that the passes beside it take."""
+    triton = cuda.training_passes(x, components)
+    if triton is not None:
+        return _flat(dense(x)), triton
+    pixels = _flat(x.to(portable.working_dtype(x))).contiguous()
+    return pixels, native_training if native_training.suits(pixels, components) else training_passes
 
 
-def _passes(pixels: Tensor, components: int) -> ModuleType:
-    if native_training.suits(pixels, components):
-        return native_training
-    return cuda.training_passes(pixels, components) or training_passes
+def _flat(x: Tensor) -> Tensor:
+    """(B, channels, P)."""
+    return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+
+
+def _stored_like(pixels: Tensor, values: Tensor) -> Tensor:
+    """``values`` (B, D, *spatial) in shape, type and memory format of ``pixels``."""
+    values = _flat(values.to(pixels.dtype))
+    if not is_channels_last(pixels):
+        return values.contiguous()
+    return values if is_channels_last(values) else torch.empty_like(pixels).copy_(values)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
+from cbn_deploy.kernels.memory_format import readable
 from cbn_deploy.norm import functional
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.initialization import initial_statistics, statistics_of_first_batch
@@ -88,7 +89,7 @@ class MixtureBatchNorm(nn.Module):
             return frozen
         if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
             self._store(statistics_of_first_batch(x, self.config.components, self.synchronized))
-        x, eps = x.contiguous(), self.config.eps  # once, not in every operator
+        x, eps = readable(x), self.config.eps  # once, not in every operator
         w, centre, quadratic, linear, *moments = torch.ops.cbn.mixture_statistics(
             x.detach(), *self.running, eps, self.density_scale
         )

@@ -140,7 +140,7 @@ class TrainingLaunch:
     """Compile-time constants of the kernels of :mod:`cbn_deploy.kernels.triton.training_kernels`.
 
     Attributes:
-        vector: pixels that one memory access may take; divides the pixels of an image.
+        vector: elements that one memory access may take; divides the extent of the contiguous axis.
         block_channels: channels a piece, a power of two.
         block_pixels: pixels a block, a power of two.
         chunks: pieces that make up the channels.
@@ -165,7 +165,7 @@ class TrainingLaunch:
 
 
 def training_launch(
-    *, components: int, channels: int, pixels: int, item_size: int, by_channel: bool, tensors: int
+    *, components: int, channels: int, pixels: int, item_size: int, channels_last: bool, by_channel: bool, tensors: int
 ) -> TrainingLaunch:
     """Cut a training pass into programs.
 
@@ -174,15 +174,16 @@ def training_launch(
         channels: D.
         pixels: product of the spatial axes.
         item_size: bytes an element of x.
+        channels_last: channels are the contiguous axis.
         by_channel: channels do not meet in this pass, so that blocks of them can go to different programs.
         tensors: how many (D, P) tensors a program holds beside its sums.
     """
     if not 1 <= components <= MAX_COMPONENTS:
         raise ValueError(f"expected 1 to {MAX_COMPONENTS} components, got {components}")
     padded = _next_power_of_two(channels)
-    vector = vector_width(pixels, item_size)
+    vector = vector_width(channels if channels_last else pixels, item_size)
     # A thread has its neighbouring pixels as vectors: only so many can be folded into one sum without an exchange.
-    fold = min(vector, 4)
+    fold = 1 if channels_last else min(vector, 4)
     held = max(1, (16 if components <= 8 else 8) * fold // (4 * tensors))
     if by_channel:
         block_channels, warps = min(padded, 32), 4

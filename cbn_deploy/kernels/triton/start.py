@@ -10,8 +10,8 @@ from triton.runtime.jit import KernelInterface
 
 __all__ = ["MOST_PIXELS", "start"]
 
-# Pixels are numbered in int32.
-MOST_PIXELS = 2**31 - 1024
+# Pixels are numbered in int32; the counter of a looping kernel ends one round (LOOPING_PROGRAMS blocks) past the last.
+MOST_PIXELS = 2**31 - 2**19
 
 
 def start(

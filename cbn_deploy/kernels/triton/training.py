@@ -1,8 +1,9 @@
 """The four passes of a training step over the pixels, on CUDA tensors.
 
-The interface and the notation are those of the plain torch passes: x and the gradient of y are (B, D, P) contiguous, in
-float32, float16 or bfloat16; posteriors w (B, M, P), tables (M, D) or (M,), float32; c = x - centre. Sums over pixels
-are the same in every run: programs write theirs side by side, and torch adds them.
+The interface and the notation are those of the plain torch passes, but for what is stored: x and the gradient of y are
+(B, D, P) in float32, float16 or bfloat16, both with their pixels contiguous or both with their channels; posteriors w
+(B, M, P), tables (M, D) or (M,), float32; c = x - centre. Sums over pixels are the same in every run: programs write
+theirs side by side, and torch adds them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cbn_deploy.kernels.memory_format import is_channels_last
 from cbn_deploy.kernels.triton.launch import TrainingLaunch, training_launch
 from cbn_deploy.kernels.triton.start import MOST_PIXELS, start
 from cbn_deploy.kernels.triton.training_kernels import (
@@ -49,6 +51,7 @@ def expectation(
         masses,
         partial,
         COMPONENTS=components,
+        CHANNELS_LAST=is_channels_last(x),
         VECTOR=launch.vector,
         BLOCK_D=launch.block_channels,
         BLOCK_P=launch.block_pixels,
@@ -64,19 +67,23 @@ def expectation(
 def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out`` = y, y_d = c_d sum_j gain_jd w_j + sum_j offset_jd w_j."""
     launch, sizes = _cut(x, len(gain), by_channel=True, tensors=2)
+    y = out if is_channels_last(out) == is_channels_last(x) else torch.empty_like(x)
     start(
         combine_kernel,
         (launch.programs(sizes[0]), launch.chunks),
         x,
         *(table.contiguous() for table in (centre, w, gain, offset)),
         *sizes,
-        out,
+        y,
         COMPONENTS=len(gain),
+        CHANNELS_LAST=is_channels_last(x),
         VECTOR=launch.vector,
         BLOCK_D=launch.block_channels,
         BLOCK_P=launch.block_pixels,
         warps=launch.warps,
     )
+    if y is not out:
+        out.copy_(y)
 
 
 def output_sums(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +122,7 @@ def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: S
         *sizes,
         result,
         COMPONENTS=len(gain),
+        CHANNELS_LAST=is_channels_last(x),
         VECTOR=launch.vector,
         BLOCK_D=launch.block_channels,
         BLOCK_P=launch.block_pixels,
@@ -140,6 +148,7 @@ def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) ->
         *sizes,
         partial,
         COMPONENTS=components,
+        CHANNELS_LAST=is_channels_last(x),
         VECTOR=launch.vector,
         BLOCK_D=launch.block_channels,
         BLOCK_P=launch.block_pixels,
@@ -161,6 +170,7 @@ def _cut(
         channels=channels,
         pixels=pixels,
         item_size=x.element_size(),
+        channels_last=is_channels_last(x),
         by_channel=by_channel,
         tensors=tensors,
     )

@@ -1,7 +1,8 @@
 """The passes of a training step over the pixels, as Triton kernels.
 
-x, the gradient g of y and the results are (images, channels, pixels), contiguous, float32, float16 or bfloat16;
-posteriors w are (images, M, pixels) and tables (M, channels), float32. c = x - centre. All arithmetic is float32.
+x, the gradient g of y and the results are (images, channels, pixels), float32, float16 or bfloat16, and dense: their
+pixels are contiguous, or with CHANNELS_LAST their channels. Posteriors w are (images, M, pixels) and tables
+(M, channels), contiguous, float32. c = x - centre. All arithmetic is float32.
 Sums over pixels are made without atomics: every program writes its own, the caller adds them, in the same order always.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cbn_deploy.kernels.triton.inference import SIZES, pixel_offsets, softmax, write_posterior
+from cbn_deploy.kernels.triton.inference import SIZES, channel_offsets, pixel_offsets, softmax, write_posterior
 
 __all__ = ["combine_kernel", "expectation_kernel", "input_gradient_kernel", "weighted_sums_kernel"]
 
@@ -23,10 +24,16 @@ def row(table_ptr: tl.tensor, j: tl.constexpr, d: tl.tensor, channels: tl.tensor
 
 @triton.jit
 def values(
-    ptr: tl.tensor, d: tl.tensor, base: tl.tensor, inside: tl.tensor, channels: tl.tensor, pixels: tl.tensor
+    ptr: tl.tensor,
+    d: tl.tensor,
+    base: tl.tensor,
+    inside: tl.tensor,
+    channels: tl.tensor,
+    pixels: tl.tensor,
+    CHANNELS_LAST: tl.constexpr,
 ) -> tl.tensor:
     """A (BLOCK_D, BLOCK_P) piece of x or g in float32; 0 outside."""
-    offsets = (d.to(tl.int64) * pixels)[:, None] + base[None, :]
+    offsets = channel_offsets(d, pixels, CHANNELS_LAST)[:, None] + base[None, :]
     return tl.load(ptr + offsets, mask=(d < channels)[:, None] & inside[None, :], other=0.0).to(tl.float32)
 
 
@@ -39,9 +46,10 @@ def write(
     inside: tl.tensor,
     channels: tl.tensor,
     pixels: tl.tensor,
+    CHANNELS_LAST: tl.constexpr,
 ) -> None:
     """Round once and store a piece."""
-    offsets = (d.to(tl.int64) * pixels)[:, None] + base[None, :]
+    offsets = channel_offsets(d, pixels, CHANNELS_LAST)[:, None] + base[None, :]
     mask = (d < channels)[:, None] & inside[None, :]
     tl.store(ptr + offsets, result.to(ptr.dtype.element_ty), mask=mask)
 
@@ -113,6 +121,7 @@ def expectation_kernel(
     mass_ptr: tl.tensor,
     partial_ptr: tl.tensor,
     COMPONENTS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -125,8 +134,12 @@ def expectation_kernel(
     A program takes every num_programs-th block of pixels. With MOMENTS all channels lie in one piece, and the program's
     sums go to ``mass_ptr`` (programs, M) and ``partial_ptr`` (programs, M, 2, channels); without, only its masses.
     """
-    pixels = pixels // VECTOR * VECTOR
-    pixel_count = pixel_count // VECTOR * VECTOR
+    # As in the inference kernel: what lets the compiler load vectors.
+    if CHANNELS_LAST:
+        channels = channels // VECTOR * VECTOR
+    else:
+        pixels = pixels // VECTOR * VECTOR
+        pixel_count = pixel_count // VECTOR * VECTOR
     program, step = tl.program_id(0), tl.num_programs(0) * BLOCK_P
     block = tl.arange(0, BLOCK_D)
     masses = zeros(COMPONENTS, 1, BLOCK_P)
@@ -134,9 +147,11 @@ def expectation_kernel(
     for start in tl.range(program * BLOCK_P, pixel_count, step):
         n = start + tl.arange(0, BLOCK_P)
         inside = n < pixel_count
-        base = pixel_offsets(n, channels, pixels, False)
+        base = pixel_offsets(n, channels, pixels, CHANNELS_LAST)
         if MOMENTS:
-            c = values(x_ptr, block, base, inside, channels, pixels) - row(centre_ptr, 0, block, channels)
+            c = values(x_ptr, block, base, inside, channels, pixels, CHANNELS_LAST) - row(
+                centre_ptr, 0, block, channels
+            )
             terms = quadratic_terms(
                 zeros(COMPONENTS, BLOCK_D, BLOCK_P), c, quadratic_ptr, linear_ptr, block, channels, COMPONENTS
             )
@@ -144,7 +159,7 @@ def expectation_kernel(
             terms = zeros(COMPONENTS, BLOCK_D, BLOCK_P)
             for chunk in tl.range(CHUNKS):
                 d = chunk * BLOCK_D + block
-                c = values(x_ptr, d, base, inside, channels, pixels) - row(centre_ptr, 0, d, channels)
+                c = values(x_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, d, channels)
                 terms = quadratic_terms(terms, c, quadratic_ptr, linear_ptr, d, channels, COMPONENTS)
         weights = inside_only(softmax(logits_of(terms, constant_ptr, COMPONENTS), COMPONENTS), inside, COMPONENTS)
         write_posterior(weights, w_ptr, n, inside, pixels, COMPONENTS)
@@ -214,6 +229,7 @@ def weighted_sums_kernel(
     pixels: tl.tensor,
     partial_ptr: tl.tensor,
     COMPONENTS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -221,8 +237,12 @@ def weighted_sums_kernel(
     GRADIENT: tl.constexpr,
 ) -> None:
     """Sums over pixels of w a and w a c; a is g with GRADIENT, else c. Grid (splits of pixels, blocks of channels)."""
-    pixels = pixels // VECTOR * VECTOR
-    pixel_count = pixel_count // VECTOR * VECTOR
+    # As in the inference kernel: what lets the compiler load vectors.
+    if CHANNELS_LAST:
+        channels = channels // VECTOR * VECTOR
+    else:
+        pixels = pixels // VECTOR * VECTOR
+        pixel_count = pixel_count // VECTOR * VECTOR
     split, step = tl.program_id(0), tl.num_programs(0) * BLOCK_P
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     centre = row(centre_ptr, 0, d, channels)
@@ -230,10 +250,10 @@ def weighted_sums_kernel(
     for start in tl.range(split * BLOCK_P, pixel_count, step):
         n = start + tl.arange(0, BLOCK_P)
         inside = n < pixel_count
-        base = pixel_offsets(n, channels, pixels, False)
+        base = pixel_offsets(n, channels, pixels, CHANNELS_LAST)
         weights = read_posterior(w_ptr, n, inside, pixels, COMPONENTS)
-        c = values(x_ptr, d, base, inside, channels, pixels) - centre
-        a = values(a_ptr, d, base, inside, channels, pixels) if GRADIENT else c
+        c = values(x_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) - centre
+        a = values(a_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) if GRADIENT else c
         sums = accumulate(sums, weights, a, c, COMPONENTS, FOLD)
     write_sums(sums, partial_ptr, split, d, channels, COMPONENTS)
 
@@ -250,25 +270,30 @@ def combine_kernel(
     pixels: tl.tensor,
     y_ptr: tl.tensor,
     COMPONENTS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ) -> None:
     """y = c sum_j w_j gain_j + sum_j w_j offset_j. Grid (blocks of pixels, blocks of channels)."""
-    pixels = pixels // VECTOR * VECTOR
-    pixel_count = pixel_count // VECTOR * VECTOR
+    # As in the inference kernel: what lets the compiler load vectors.
+    if CHANNELS_LAST:
+        channels = channels // VECTOR * VECTOR
+    else:
+        pixels = pixels // VECTOR * VECTOR
+        pixel_count = pixel_count // VECTOR * VECTOR
     n = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = n < pixel_count
-    base = pixel_offsets(n, channels, pixels, False)
-    c = values(x_ptr, d, base, inside, channels, pixels) - row(centre_ptr, 0, d, channels)
+    base = pixel_offsets(n, channels, pixels, CHANNELS_LAST)
+    c = values(x_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, d, channels)
     weights = read_posterior(w_ptr, n, inside, pixels, COMPONENTS)
     gain = tl.zeros((BLOCK_D, BLOCK_P), tl.float32)
     offset = tl.zeros((BLOCK_D, BLOCK_P), tl.float32)
     for j in tl.static_range(COMPONENTS):
         gain = tl.fma(weights[j][None, :], row(gain_ptr, j, d, channels), gain)
         offset = tl.fma(weights[j][None, :], row(offset_ptr, j, d, channels), offset)
-    write(tl.fma(c, gain, offset), y_ptr, d, base, inside, channels, pixels)
+    write(tl.fma(c, gain, offset), y_ptr, d, base, inside, channels, pixels, CHANNELS_LAST)
 
 
 @triton.jit
@@ -342,6 +367,7 @@ def input_gradient_kernel(
     pixels: tl.tensor,
     result_ptr: tl.tensor,
     COMPONENTS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -351,31 +377,35 @@ def input_gradient_kernel(
 
     One piece of all channels is read once; with more CHUNKS the pieces are read twice.
     """
-    pixels = pixels // VECTOR * VECTOR
-    pixel_count = pixel_count // VECTOR * VECTOR
+    # As in the inference kernel: what lets the compiler load vectors.
+    if CHANNELS_LAST:
+        channels = channels // VECTOR * VECTOR
+    else:
+        pixels = pixels // VECTOR * VECTOR
+        pixel_count = pixel_count // VECTOR * VECTOR
     n = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = n < pixel_count
-    base = pixel_offsets(n, channels, pixels, False)
+    base = pixel_offsets(n, channels, pixels, CHANNELS_LAST)
     block = tl.arange(0, BLOCK_D)
     weights = read_posterior(w_ptr, n, inside, pixels, COMPONENTS)
     terms = zeros(COMPONENTS, BLOCK_D, BLOCK_P)
     if CHUNKS == 1:
-        c = values(x_ptr, block, base, inside, channels, pixels) - row(centre_ptr, 0, block, channels)
-        g = values(g_ptr, block, base, inside, channels, pixels)
+        c = values(x_ptr, block, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, block, channels)
+        g = values(g_ptr, block, base, inside, channels, pixels, CHANNELS_LAST)
         terms = worth_terms(terms, c, g, tables_ptr, block, channels, COMPONENTS)
         logits = logit_gradients(terms, weights, constant_ptr, COMPONENTS)
         result = pixel_gradient(c, g, weights, logits, tables_ptr, block, channels, COMPONENTS)
-        write(result, result_ptr, block, base, inside, channels, pixels)
+        write(result, result_ptr, block, base, inside, channels, pixels, CHANNELS_LAST)
     else:
         for chunk in tl.range(CHUNKS):
             d = chunk * BLOCK_D + block
-            c = values(x_ptr, d, base, inside, channels, pixels) - row(centre_ptr, 0, d, channels)
-            g = values(g_ptr, d, base, inside, channels, pixels)
+            c = values(x_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, d, channels)
+            g = values(g_ptr, d, base, inside, channels, pixels, CHANNELS_LAST)
             terms = worth_terms(terms, c, g, tables_ptr, d, channels, COMPONENTS)
         logits = logit_gradients(terms, weights, constant_ptr, COMPONENTS)
         for chunk in tl.range(CHUNKS):
             d = chunk * BLOCK_D + block
-            c = values(x_ptr, d, base, inside, channels, pixels) - row(centre_ptr, 0, d, channels)
-            g = values(g_ptr, d, base, inside, channels, pixels)
+            c = values(x_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, d, channels)
+            g = values(g_ptr, d, base, inside, channels, pixels, CHANNELS_LAST)
             result = pixel_gradient(c, g, weights, logits, tables_ptr, d, channels, COMPONENTS)
-            write(result, result_ptr, d, base, inside, channels, pixels)
+            write(result, result_ptr, d, base, inside, channels, pixels, CHANNELS_LAST)

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbn_deploy.kernels.triton.launch import MAX_COMPONENTS, forward_launch, tables_size, vector_width
+from cbn_deploy.kernels.triton.launch import (
+    LARGEST_BLOCK_PIXELS,
+    LOOPING_PROGRAMS,
+    MAX_COMPONENTS,
+    forward_launch,
+    tables_size,
+    training_launch,
+    vector_width,
+)
 
 CHANNELS = st.integers(1, 5000)
 PIXELS = st.integers(1, 224 * 224)
@@ -45,6 +53,44 @@ def test_every_layer_is_cut_into_whole_pieces(
     assert launch.block_channels * launch.block_pixels <= 16 * 32 * launch.warps
     if images is not None:
         assert launch.programs(images * pixels) * launch.block_pixels >= images * pixels
+
+
+@given(
+    components=st.integers(1, MAX_COMPONENTS),
+    channels=CHANNELS,
+    pixels=PIXELS,
+    item_size=st.sampled_from([2, 4]),
+    channels_last=st.booleans(),
+    by_channel=st.booleans(),
+    tensors=st.integers(1, 2),
+)
+def test_every_training_pass_is_cut_into_whole_pieces(
+    components: int, channels: int, pixels: int, item_size: int, channels_last: bool, by_channel: bool, tensors: int
+) -> None:
+    launch = training_launch(
+        components=components,
+        channels=channels,
+        pixels=pixels,
+        item_size=item_size,
+        channels_last=channels_last,
+        by_channel=by_channel,
+        tensors=tensors,
+    )
+    for power in (launch.block_channels, launch.block_pixels, launch.warps, launch.vector, launch.fold):
+        assert power & (power - 1) == 0 < power
+    assert (channels if channels_last else pixels) % launch.vector == 0
+    assert launch.chunks * launch.block_channels >= channels
+    # A vector of pixels lies in one block. What is folded lies in one thread, which has no neighbours channels last.
+    assert launch.fold == 1 if channels_last else launch.block_pixels % launch.vector == 0
+    assert launch.vector % launch.fold == 0
+
+
+def test_no_pixel_number_overflows() -> None:
+    start = pytest.importorskip(
+        "cbn_deploy.kernels.triton.start", reason="Triton is not installed", exc_type=ImportError
+    )
+    # A looping kernel's counter is compared after it has been advanced past the last pixel.
+    assert start.MOST_PIXELS + LOOPING_PROGRAMS * LARGEST_BLOCK_PIXELS < 2**31
 
 
 def test_few_pixels_are_spread_over_more_programs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -21,9 +22,11 @@ ASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxa
 
 
 @pytest.mark.parametrize("kernel", training_kernels.__all__)
-@pytest.mark.parametrize(("channels", "pixels"), [(64, 3136), (2048, 49)])
+@pytest.mark.parametrize(
+    ("channels", "pixels", "channels_last"), [(64, 3136, False), (2048, 49, False), (64, 3136, True), (512, 49, True)]
+)
 def test_it_compiles_without_spills(
-    kernel: str, channels: int, pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: str, channels: int, pixels: int, channels_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not ASSEMBLER.exists():
         pytest.skip("this Triton carries no ptxas")
@@ -33,12 +36,14 @@ def test_it_compiles_without_spills(
         channels=channels,
         pixels=pixels,
         item_size=2,
+        channels_last=channels_last,
         by_channel=kernel in ("combine_kernel", "weighted_sums_kernel"),
         tensors=1 if kernel in ("expectation_kernel", "weighted_sums_kernel") else 2,
     )
     function = getattr(training_kernels, kernel)
     constants = {
         "COMPONENTS": 4,
+        "CHANNELS_LAST": channels_last,
         "VECTOR": launch.vector,
         "BLOCK_D": launch.block_channels,
         "BLOCK_P": launch.block_pixels,
@@ -61,8 +66,11 @@ def test_it_compiles_without_spills(
         target=GPUTarget("cuda", 80, 32),
         options={"num_warps": launch.warps, "enable_fp_fusion": True},
     )
+    ptx = compiled.asm["ptx"]
+    if launch.vector > 1:
+        assert re.search(r"ld\.global\S*\.v[24]\.b32", ptx)  # the layout is the one that memory has
     path = tmp_path / "kernel.ptx"
-    path.write_text(compiled.asm["ptx"])
+    path.write_text(ptx)
     done = subprocess.run(
         [ASSEMBLER, "-v", "-arch=sm_90", path, "-o", tmp_path / "kernel.cubin"],
         capture_output=True,

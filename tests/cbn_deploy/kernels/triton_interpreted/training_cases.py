@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from cbn_deploy.kernels import training as operators
+from cbn_deploy.kernels.memory_format import dense
 from cbn_deploy.kernels.triton import training
-from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig
+from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig, layers
 from tests.reference import mixture_float64
 from tests.reference.tolerances import TOLERANCES
 
@@ -38,19 +40,31 @@ class Batch:
     tables: dict[str, Tensor]
 
 
-def random_batch(seed: int, images: int, channels: int, pixels: int, components: int, dtype: torch.dtype) -> Batch:
+def random_batch(
+    seed: int,
+    images: int,
+    channels: int,
+    pixels: int,
+    components: int,
+    dtype: torch.dtype,
+    channels_last: bool = False,
+) -> Batch:
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random)
+
+    def stored() -> Tensor:
+        values = normal(images, channels, pixels).to(dtype)
+        return values.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else values
 
     tables = {name: normal(components, channels) for name in TABLES} | {"constant": normal(components)}
     # Logits of a few units, whatever the number of channels.
     tables["quadratic"] *= 0.3 * channels**-0.5
     tables["linear"] *= channels**-0.5
     return Batch(
-        x=normal(images, channels, pixels).to(dtype),
-        grad=normal(images, channels, pixels).to(dtype),
+        x=stored(),
+        grad=stored(),
         centre=normal(channels),
         w=torch.softmax(normal(images, components, pixels), 1),
         tables=tables,
@@ -65,6 +79,7 @@ BATCHES = st.builds(
     pixels=st.sampled_from([1, 4, 7, 16, 25, 64]),
     components=st.integers(1, 16),
     dtype=st.sampled_from([torch.float32, torch.float16]),
+    channels_last=st.booleans(),
 )
 
 
@@ -107,6 +122,9 @@ def test_combine(batch: Batch) -> None:
     gain, offset = batch.tables["gain"], batch.tables["offset"]
     out = torch.full_like(batch.x, torch.nan)
     training.combine(batch.x, batch.centre, batch.w, gain, offset, out)
+    otherwise = torch.full(out.shape, torch.nan, dtype=out.dtype)  # contiguous, whatever x is
+    training.combine(batch.x, batch.centre, batch.w, gain, offset, otherwise)
+    assert torch.equal(out, otherwise)
     expected = centred(batch) * torch.einsum("bmp,md->bdp", batch.w.double(), gain.double())
     expected += torch.einsum("bmp,md->bdp", batch.w.double(), offset.double())
     close(out, expected, dtype=batch.x.dtype)
@@ -144,6 +162,7 @@ def test_input_gradient_is_the_derivative(batch: Batch) -> None:
     )
     assert x.grad is not None
     assert actual.dtype == batch.x.dtype
+    assert actual.stride() == batch.x.stride()
     close(actual, x.grad, dtype=batch.x.dtype)
 
 
@@ -154,20 +173,43 @@ def test_sums_are_the_same_in_every_run() -> None:
         assert torch.equal(left, right)
 
 
-def test_a_layer_trains_over_these_passes_as_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels_last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_layer_trains_over_these_passes_as_in_float64(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, channels_last: bool
+) -> None:
     torch.manual_seed(0)
     layer = CompoundBatchNorm2d(12, NormConfig(components=3)).train()
-    x, grad = torch.randn(4, 12, 5, 5), torch.randn(4, 12, 5, 5)
+    x, grad = torch.randn(4, 12, 5, 5).to(dtype), torch.randn(4, 12, 5, 5).to(dtype)
 
-    def step(dtype: torch.dtype) -> list[Tensor]:
-        copied, pixels = copy.deepcopy(layer).to(dtype), x.to(dtype).requires_grad_()
+    def step(layer: nn.Module, x: Tensor) -> list[Tensor]:
+        copied, pixels = copy.deepcopy(layer), x.clone().requires_grad_()
         y = copied(pixels)
-        gradients = torch.autograd.grad(y, [pixels, copied.weight, copied.bias], grad.to(dtype))
+        gradients = torch.autograd.grad(y, [pixels, copied.weight, copied.bias], grad.to(x.dtype))
         return [y.detach(), *gradients, copied.running.mean, copied.running.var]
 
-    expected = step(torch.float64)
-    used = []
-    monkeypatch.setattr(operators, "_passes", lambda *_: used.append(1) or training)
-    for actual, exact in zip(step(torch.float32), expected, strict=True):
-        close(actual, exact)
-    assert len(used) == 3
+    expected = step(copy.deepcopy(layer).double(), x.double())
+    seen = []
+
+    def passes(given: Tensor, components: int) -> ModuleType:
+        assert components == 3
+        seen.append((given.dtype, given.is_contiguous(memory_format=torch.channels_last)))
+        return training
+
+    # As on CUDA.
+    monkeypatch.setattr(operators.cuda, "training_passes", passes)
+    monkeypatch.setattr(layers, "readable", dense)
+    stored = x.to(memory_format=torch.channels_last) if channels_last else x
+    for actual, exact in zip(step(layer, stored), expected, strict=True):
+        close(actual, exact, dtype=dtype)
+    assert seen == [(dtype, channels_last)] * 3  # nothing is converted on the way
+
+
+def test_a_gradient_in_the_other_memory_format_is_brought_into_that_of_x() -> None:
+    pixels, values = torch.zeros(2, 4, 6), torch.arange(48.0).reshape(2, 4, 2, 3)
+    last = pixels.movedim(1, -1).contiguous().movedim(-1, 1)
+    for target in (pixels, last):
+        for grad in (values, values.to(memory_format=torch.channels_last), values.repeat_interleave(2, 3)[..., ::2]):
+            brought = operators._stored_like(target, grad)
+            assert brought.stride() == target.stride()
+            assert torch.equal(brought, values.flatten(2))
