@@ -103,9 +103,9 @@ def test_a_model_that_cannot_answer_is_named_beside_one_that_does(
 def test_a_slow_answer_is_announced(visit: Callable[..., Visit], strange_server: Server) -> None:
     one = visit(f"{strange_server.url}/")
     held: list[Any] = []
-    one.page.route("**/v1/classify*", held.append)
+    one.page.route("**/v1/classify*", lambda route: held.append(route))
     one.page.set_input_files("#file", png())
-    one.page.wait_for_function("document.getElementById('status').textContent === 'Waiting for the answer.'")
+    one.page.locator("#status", has_text="Waiting for the answer.").wait_for(state="attached")
     one.page.wait_for_selector("#answer[aria-busy=true]")
     held[0].continue_()
     one.classified()
