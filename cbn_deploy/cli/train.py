@@ -108,7 +108,7 @@ def train(
     else:
         out = out or Path("runs") / chosen.name
         execution = _Execution(workers, threads, device, channels_last, compile_)
-        _train_on_ranks(chosen, data, out, settings or [], resume, execution, console)
+        _train_on_ranks(_Run(chosen, data, out, settings or [], resume, execution), console)
 
 
 def main() -> None:
@@ -164,50 +164,55 @@ class _Execution:
         return [*words, "--compile"] if self.compile else words
 
 
-def _train_on_ranks(
-    recipe: Recipe,
-    data: Path | None,
-    out: Path,
-    settings: list[str],
-    resume: bool,
-    execution: _Execution,
-    console: Console,
-) -> None:
+@dataclass(frozen=True)
+class _Run:
+    """What the command line asks for."""
+
+    recipe: Recipe
+    data: Path | None
+    out: Path
+    settings: list[str]
+    resume: bool
+    execution: _Execution
+
+    def resume_command(self) -> str:
+        words = ["cbn-train", self.recipe.name]
+        words += [] if self.data is None else ["--data", str(self.data)]
+        words += ["--out", str(self.out)]
+        for setting in self.settings:
+            words += ["--set", setting]
+        return shlex.join([*words, *self.execution.words(), "--resume"])
+
+
+def _train_on_ranks(run: _Run, console: Console) -> None:
     from cbn_deploy.training.ranks import joined_ranks
 
     try:
-        with joined_ranks(execution.device) as ranks:
+        with joined_ranks(run.execution.device) as ranks:
             # Of several processes the first one speaks, unless another fails.
             console.quiet = not ranks.is_first
-            _train(recipe, data, out, settings, resume, execution, console)
+            _train(run, console)
     except RankError:
         raise typer.Exit(2) from None
 
 
-def _train(
-    recipe: Recipe,
-    data: Path | None,
-    out: Path,
-    settings: list[str],
-    resume: bool,
-    execution: _Execution,
-    console: Console,
-) -> None:
+def _train(run: _Run, console: Console) -> None:
     import torch
 
     from cbn_deploy.cli.training_progress import ConsoleProgress
     from cbn_deploy.training import train as train_recipe
 
+    execution = run.execution
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
     progress = ConsoleProgress(console)
     try:
         with progress:
             result = train_recipe(
-                recipe,
-                data,
-                out,
-                resume=resume,
+                run.recipe,
+                run.data,
+                run.out,
+                resume=run.resume,
                 progress=progress,
                 workers=execution.workers,
                 device=execution.device,
@@ -217,21 +222,13 @@ def _train(
     except KeyboardInterrupt:
         if console.quiet:
             raise
-        command = _resume_command(recipe.name, data, out, settings, execution)
         Console(stderr=True, soft_wrap=True).print(
-            _interruption(progress.completed_epochs, progress.epochs, command), markup=False, highlight=False
+            _interruption(progress.completed_epochs, progress.epochs, run.resume_command()),
+            markup=False,
+            highlight=False,
         )
         raise typer.Exit(130) from None
     _print_result(result, console)
-
-
-def _resume_command(recipe: str, data: Path | None, out: Path, settings: list[str], execution: _Execution) -> str:
-    words = ["cbn-train", recipe]
-    words += [] if data is None else ["--data", str(data)]
-    words += ["--out", str(out)]
-    for setting in settings:
-        words += ["--set", setting]
-    return shlex.join([*words, *execution.words(), "--resume"])
 
 
 def _interruption(completed: int | None, epochs: int, command: str) -> str:
