@@ -65,7 +65,8 @@ private:
     const Driver& driver_;
 };
 
-// The calling thread's context, which onnxruntime sets to its GPU's; where there is none, that of the first GPU.
+// The calling thread's context, which onnxruntime sets to its GPU's when it makes a session; where there is none, that of
+// the first GPU.
 Context* current_context(const Driver& driver);
 
 }  // namespace cuda

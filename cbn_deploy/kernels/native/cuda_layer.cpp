@@ -181,6 +181,8 @@ void Layer::launch(const Tensors& tensors, void* stream) const {
     parameters[count++] = &y;
     if (posterior) parameters[count++] = &posterior;
     const Kernel& source = kernel.source();
+    // Any thread may run the session, also one that has no context yet, or another GPU's.
+    const ContextScope scope(driver_, context_);
     check(driver_,
           driver_.launch(kernel.function(), static_cast<unsigned>(programs(source, pixel_count)), 1, 1, source.threads,
                          1, 1, source.shared_bytes, static_cast<Stream*>(stream), parameters, nullptr),

@@ -47,8 +47,12 @@ int cuGetErrorString(int error, const char** text) {
     return SUCCESS;
 }
 
+static void* current(void) {
+    return depth ? contexts[depth - 1] : setting("STAND_IN_NO_CONTEXT") ? NULL : &context_memory;
+}
+
 int cuCtxGetCurrent(void** context) {
-    *context = depth ? contexts[depth - 1] : setting("STAND_IN_NO_CONTEXT") ? NULL : &context_memory;
+    *context = current();
     return SUCCESS;
 }
 
@@ -65,6 +69,7 @@ int cuCtxPopCurrent_v2(void** context) {
 }
 
 int cuCtxSynchronize(void) {
+    if (!current()) return INVALID_CONTEXT;
     ++R.synchronizations;
     return SUCCESS;
 }
@@ -82,7 +87,7 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
 }
 
 int cuModuleLoadData(void** result, const void* image) {
-    if (!depth) return INVALID_CONTEXT;
+    if (!current()) return INVALID_CONTEXT;
     const char* at = strstr(image, ".entry ");
     struct module* module = calloc(1, sizeof *module);
     if (!at || sscanf(at, ".entry %255[A-Za-z0-9_]", module->entry) != 1) {
@@ -102,6 +107,7 @@ int cuModuleLoadData(void** result, const void* image) {
 }
 
 int cuModuleUnload(void* module) {
+    if (!current()) return INVALID_CONTEXT;
     --R.modules_alive;
     free(module);
     return SUCCESS;
@@ -113,13 +119,14 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 
 int cuFuncSetAttribute(void* function, int attribute, int value) {
+    if (!current()) return INVALID_CONTEXT;
     if (!function || attribute != 8) return INVALID_VALUE;
     R.granted_shared_bytes = value;
     return SUCCESS;
 }
 
 int cuMemAlloc_v2(unsigned long long* pointer, size_t bytes) {
-    if (!depth) return INVALID_CONTEXT;
+    if (!current()) return INVALID_CONTEXT;
     void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     ++R.allocations;
     ++R.allocations_alive;
@@ -128,12 +135,14 @@ int cuMemAlloc_v2(unsigned long long* pointer, size_t bytes) {
 }
 
 int cuMemFree_v2(unsigned long long pointer) {
+    if (!current()) return INVALID_CONTEXT;
     --R.allocations_alive;
     free((void*)(uintptr_t)pointer);
     return SUCCESS;
 }
 
 int cuMemcpyHtoD_v2(unsigned long long to, const void* from, size_t bytes) {
+    if (!current()) return INVALID_CONTEXT;
     memcpy((void*)(uintptr_t)to, from, bytes);
     return SUCCESS;
 }
@@ -211,6 +220,7 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
                    unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** parameters,
                    void** extra) {
     const struct module* module = function;
+    if (!current()) return INVALID_CONTEXT;
     if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1 || extra) return INVALID_VALUE;
     struct layer l = {.type = strstr(module->entry, "bfloat16") ? BFLOAT16
                               : strstr(module->entry, "float16") ? FLOAT16
