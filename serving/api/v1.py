@@ -35,6 +35,7 @@ router = APIRouter(prefix="/v1", tags=["classify"])
 classify_router = APIRouter(prefix="/v1", tags=["classify"], route_class=DirectRoute)
 
 _BINARY = {"type": "string", "format": "binary"}
+_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 _BODY = {
     "requestBody": {
         "required": True,
@@ -45,9 +46,10 @@ _BODY = {
                     "properties": {"image": {"type": "array", "items": _BINARY, "minItems": 1}},
                     "required": ["image"],
                     "additionalProperties": False,
-                }
+                },
+                "encoding": {"image": {"contentType": ", ".join(_TYPES)}},
             },
-            **{f"image/{kind}": {"schema": _BINARY} for kind in ("jpeg", "png", "webp", "bmp")},
+            **{kind: {"schema": _BINARY} for kind in _TYPES},
         },
     }
 }
