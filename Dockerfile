@@ -38,8 +38,8 @@ RUN python -m venv /opt/cbn \
 FROM nvcr.io/nvidia/tensorrt:${TENSORRT_TAG} AS gpu
 COPY constraints.txt /tmp/constraints.txt
 COPY --from=wheel /wheel /wheel
-# TensorRT's own Python package belongs to the base image.
-RUN python3 -m venv --system-site-packages /opt/cbn \
+# TensorRT's own Python package belongs to the base image, and so does pip: the base need not have python3-venv.
+RUN python3 -m venv --without-pip --system-site-packages /opt/cbn \
     && /opt/cbn/bin/python -m pip install --no-cache-dir --no-index --no-deps --find-links /wheel cbn-deploy \
     && /opt/cbn/bin/python -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
         "cbn-deploy[serve]" "cuda-bindings>=13.0,<14"
@@ -57,8 +57,11 @@ CMD ["/models/model.engine"]
 # ---- GPU: cbn-export --target tensorrt ------------------------------------------------------------------------------
 FROM gpu AS gpu-export
 USER 0:0
+# PyTorch only exports here, so the CPU's will do; the one for CUDA is far larger and insists on a Triton of its own.
 RUN /opt/cbn/bin/python -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        "cbn-deploy[export]" "triton>=3.2"
+        --index-url https://download.pytorch.org/whl/cpu torch \
+    && /opt/cbn/bin/python -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
+        "cbn-deploy[export]" "triton>=3.5"
 USER 10001:10001
 HEALTHCHECK NONE
 ENTRYPOINT ["cbn-export"]

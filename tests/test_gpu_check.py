@@ -14,8 +14,19 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_check.py"
-# Not what a machine with torch, Triton and onnx has.
-ABSENT = ("typer", "rich", "pydantic", "pydantic_settings", "fastapi", "PIL", "sklearn")
+# Not what a machine with torch and Triton has.
+ABSENT = (
+    "typer",
+    "rich",
+    "pydantic",
+    "pydantic_settings",
+    "fastapi",
+    "PIL",
+    "sklearn",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+)
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -32,7 +43,7 @@ def test_every_section_runs_in_the_interpreter_on_what_a_bare_machine_has(tmp_pa
     found = json.loads(path.read_text())
     assert found["machine"]["dry_run"] is True
     sections = {section["name"]: section for section in found["sections"]}
-    for name in ("parity of inference", "parity of training", "networks", "copy bandwidth"):
+    for name in ("parity of inference", "parity of training", "parity of operators", "networks", "copy bandwidth"):
         assert sections[name]["status"] == "done", sections[name]
         assert sections[name]["rows"]
     assert all(row["ok"] for row in sections["parity of inference"]["rows"])
@@ -63,6 +74,47 @@ def test_a_section_that_breaks_costs_the_others_nothing(tmp_path: Path) -> None:
     assert [section["status"] for section in sections] == ["failed", "done", "done"]
     assert sections[0]["reason"] == "ValueError: told"
     assert sections[0]["rows"] == [{"ok": True}]
+
+
+ENGINES = """
+import sys, types
+sys.path.insert(0, sys.argv[1])
+import torch
+from benchmarks.gpu import runtimes
+from benchmarks.gpu.results import Clock, Section
+
+class Engine:
+    '''The network itself on the CPU where an engine would be; the portable one answers wrongly.'''
+    def __init__(self, name, model): self.name, self.model = name, model
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def describe(self): return types.SimpleNamespace(kernel_path="fused" if self.name == "cbn" else "portable")
+    def run(self, images):
+        with torch.no_grad(): logits = self.model(torch.from_numpy(images)).numpy()
+        return types.SimpleNamespace(logits=logits + (1.0 if self.name == "portable" else 0.0))
+    def device_milliseconds(self, images, calls): return [{"cbn": 3.0, "bn": 2.0, "portable": 8.0}[self.name]] * calls
+
+def engine(network, model, path, largest, *, flat):
+    assert largest == 2 and flat == (path.stem == "portable")
+    assert runtimes._description(network, model).components == (0 if path.stem == "bn" else 4)
+    return Engine(path.stem, model)
+
+runtimes._engine, runtimes._check_tensorrt = engine, lambda device: None
+section = Section("TensorRT")
+runtimes.tensorrt(section, Clock.of(60), "cuda", tiny=True)
+*parity, times = section.rows
+assert [(row["engine"], row["ok"], row["kernels"]) for row in parity] == [
+    ("cbn", True, "fused"), ("bn", True, "portable"), ("portable", False, "portable")
+], parity
+assert (times["batch"], times["cbn ratio"], times["portable ratio"]) == (2, 1.5, 4.0), times
+"""
+
+
+def test_engines_are_compared_with_float64_and_with_the_twin(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINES, SCRIPT.parents[1]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -151,10 +151,10 @@ def training_passes(section: Section, clock: Clock, device: str, shapes: Sequenc
 def training_step(section: Section, clock: Clock, device: str, shapes: Sequence[Shape]) -> None:
     """Forward and backward of the layer over those of cuDNN's batch norm, eager and as CUDA graphs."""
     for shape in shapes:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype, last in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
             if clock.over():
                 return
-            x = shape.tensor(device, dtype, channels_last=False).requires_grad_()
+            x = shape.tensor(device, dtype, channels_last=last).requires_grad_()
             grad = torch.randn_like(x)
             layers = {
                 "cbn": CompoundBatchNorm2d(shape.channels, NormConfig(components=COMPONENTS)),
@@ -162,7 +162,7 @@ def training_step(section: Section, clock: Clock, device: str, shapes: Sequence[
             }
             steps = {name: _step(layer.to(device).train(), x, grad) for name, layer in layers.items()}
             row: dict[str, object] = {"network": shape.network, "x": shape.label}
-            row["dtype"] = str(dtype).removeprefix("torch.")
+            row |= {"dtype": str(dtype).removeprefix("torch."), "layout": "NHWC" if last else "NCHW"}
             eager = medians(steps, clock)
             row |= {"cbn ms": eager["cbn"], "bn ms": eager["bn"], "ratio": eager["cbn"] / eager["bn"]}
             if device == "cuda":

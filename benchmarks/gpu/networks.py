@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +59,13 @@ def inference(section: Section, clock: Clock, device: str, *, tiny: bool) -> Non
                     section.rows.append(_row(network, frozen, dtype, batch, device, clock, channels_last=channels_last))
 
 
-@torch.no_grad()
 def _parity_row(network: Network, model: nn.Module, device: str) -> dict[str, object]:
+    return parity_row(network, model, lambda images: model(images.to(device)))
+
+
+@torch.no_grad()
+def parity_row(network: Network, model: nn.Module, run: Callable[[Tensor], Tensor]) -> dict[str, object]:
+    """Logits of ``run``, which is ``model`` elsewhere, against ``model`` in float64 on the CPU."""
     images = torch.randn(2, 3, network.size, network.size, generator=torch.Generator().manual_seed(1))
     on_cpu = copy.deepcopy(model).cpu()
     portable = on_cpu(images).double()
@@ -70,7 +76,7 @@ def _parity_row(network: Network, model: nn.Module, device: str) -> dict[str, ob
 
     # The exporter's rule: 1e-4, or four times what float32 itself costs this network.
     limit = max(1e-4, 4 * error(portable))
-    actual = error(model(images.to(device)).double().cpu())
+    actual = error(run(images).double().cpu())
     return {"network": network.name, "logits' error": actual, "ok": actual <= limit}
 
 

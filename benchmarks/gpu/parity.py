@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.results import Clock, Section
+from benchmarks.gpu.shapes import random_tables
 from cbn_deploy.kernels.triton import operator, training
+from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig
 from tests.reference.op_float64 import OpResult, compound_batch_normalization
 from tests.reference.tolerances import TOLERANCES
 
@@ -120,17 +123,79 @@ def training_passes(section: Section, clock: Clock, device: str, *, tiny: bool) 
     """Sums and gradients within 'training pass' of the table of tolerances, relative to the largest number."""
     widths = [(6, 6, 3)] if tiny else [(16, 1024, 4), (24, 49, 4), (64, 196, 8), (512, 49, 4), (2048, 49, 4)]
     types = [torch.float32] if tiny else [torch.float32, torch.bfloat16]
-    for (channels, pixels, components), dtype in itertools.product(widths, types):
+    for (channels, pixels, components), dtype, last in itertools.product(widths, types, (False, True)):
         if clock.over():
             return
-        for name, error in _training_errors(channels, pixels, components, dtype, device).items():
+        found = _training_errors(channels, pixels, components, dtype, device, channels_last=last)
+        for name, error in found.items():
             result_type = dtype if name in ("y", "gradient of x") else torch.float32
             limit = {torch.float32: TOLERANCES["training pass"].rtol, torch.bfloat16: 2.0**-8}[result_type]
-            case = f"D={channels} P={pixels} M={components} {str(dtype).removeprefix('torch.')} {name}"
+            layout = "channels last" if last else "channels first"
+            case = f"D={channels} P={pixels} M={components} {str(dtype).removeprefix('torch.')} {layout} {name}"
             section.rows.append({"case": case, "of_allowed": error / limit, "ok": error <= limit})
 
 
-def _training_errors(channels: int, pixels: int, components: int, dtype: torch.dtype, device: str) -> dict[str, float]:
+def operators(section: Section, clock: Clock, device: str, *, tiny: bool) -> None:
+    """What torch sees: the layer's training step in float64's neighbourhood, and operators that keep their promises.
+
+    Rounding of x, y and the gradients to bfloat16 is 2^-8 of the largest number.
+    """
+    channels = 6 if tiny else 64
+    for dtype, last in itertools.product((torch.float32, torch.bfloat16), (False, True)):
+        if clock.over():
+            return
+        limit = {torch.float32: 1e-4, torch.bfloat16: 2.0**-7}[dtype]
+        for name, error in _layer_errors(channels, dtype, device, channels_last=last).items():
+            case = f"layer {str(dtype).removeprefix('torch.')} {'channels last' if last else 'channels first'} {name}"
+            section.rows.append({"case": case, "of_allowed": error / limit, "ok": error <= limit})
+        section.rows.append(_promises_row(channels, dtype, device, channels_last=last))
+
+
+def _layer_errors(channels: int, dtype: torch.dtype, device: str, *, channels_last: bool) -> dict[str, float]:
+    torch.manual_seed(channels)
+    layer = CompoundBatchNorm2d(channels, NormConfig(components=4)).train()
+    x, grad = (torch.randn(4, channels, 6, 4).to(dtype) for _ in range(2))
+
+    def step(layer: CompoundBatchNorm2d, x: Tensor) -> dict[str, Tensor]:
+        x = x.requires_grad_()
+        y = layer(x)
+        gradients = torch.autograd.grad(y, [x, layer.weight, layer.bias], grad.to(y))
+        names = ("y", "gradient of x", "gradient of scale", "gradient of bias", "mean", "var")
+        values = (y.detach(), *gradients, layer.running_mean, layer.running_var)
+        return dict(zip(names, values, strict=True))
+
+    exact = step(copy.deepcopy(layer).double(), x.double())
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    actual = step(layer.to(device), x.to(device).contiguous(memory_format=form))
+    if not actual["y"].is_contiguous(memory_format=form):
+        return {"memory format of y": float("inf")}
+    return {
+        name: ((actual[name].double().cpu() - value).abs().max() / value.abs().max()).item()
+        for name, value in exact.items()
+    }
+
+
+def _promises_row(channels: int, dtype: torch.dtype, device: str, *, channels_last: bool) -> dict[str, Any]:
+    """torch.library's own check: schema, autograd registration, and that compilers are told the outputs' strides."""
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, channels, 5, 4, device=device, dtype=dtype).contiguous(memory_format=form).requires_grad_()
+    tables = random_tables(4, channels, device)
+    w, *rest, mass, mean, var = torch.ops.cbn.mixture_statistics(x.detach(), *tables[:3], EPSILON, 0.5)
+    normalize = (x, w, *rest, mean, var, 1.0 / mass, *tables[3:], EPSILON)
+    result: dict[str, Any] = {"case": f"opcheck {dtype} {'channels last' if channels_last else 'channels first'}"}
+    try:
+        torch.library.opcheck(torch.ops.cbn.compound_batch_norm, (x, *tables, EPSILON, 0.5))
+        torch.library.opcheck(torch.ops.cbn.compound_batch_norm_posterior, (x.detach(), *tables, EPSILON, 0.5))
+        torch.library.opcheck(torch.ops.cbn.mixture_statistics, (x.detach(), *tables[:3], EPSILON, 0.5))
+        torch.library.opcheck(torch.ops.cbn.mixture_normalize, normalize)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+        return {**result, "ok": False, "says": str(error).strip().splitlines()[0][:200]}
+    return {**result, "ok": True}
+
+
+def _training_errors(
+    channels: int, pixels: int, components: int, dtype: torch.dtype, device: str, *, channels_last: bool
+) -> dict[str, float]:
     random = torch.Generator().manual_seed(channels)
 
     def normal(*shape: int) -> Tensor:
@@ -159,6 +224,8 @@ def _training_errors(channels: int, pixels: int, components: int, dtype: torch.d
 
     moved = {name: table.to(device) for name, table in tables.items()}
     x, g, centre = x.to(device), g.to(device), centre.to(device)
+    if channels_last:
+        x, g = (value.movedim(1, -1).contiguous().movedim(-1, 1) for value in (x, g))
     actual_w, sums = training.expectation(x, centre, 0.5 * moved["quadratic"], moved["linear"], moved["constant"])
     out = torch.empty_like(x)
     training.combine(x, centre, actual_w, moved["gain"], moved["offset"], out)
