@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import httptools
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.errors import error_response
@@ -94,6 +96,11 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._stop_deadline()
         super().connection_lost(exc)
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """uvicorn's refusal of connections that are too many is plain text and names no time."""
+        answering: Any = _refuse if app is service_unavailable else app
+        super()._start_asgi_task(cycle, answering)
+
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read the head again as if it had no Upgrade, and then the ``rest``, which begins with the body."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
@@ -117,6 +124,12 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete:
             self.transport.close()
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    why = "The server has as many connections as it accepts; try again."
+    response = error_response(scope, 503, why, {"Retry-After": "1", "Connection": "close"})
+    await response(scope, receive, send)
 
 
 class _BadHeadError(Exception):

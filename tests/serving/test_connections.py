@@ -195,6 +195,21 @@ def test_head_is_get_without_a_body(patient_server: Server) -> None:
     assert 'method="HEAD",route="/healthz",status="200"' in patient_server.client.get("/metrics").text
 
 
+def test_too_many_connections_are_told_so(start_server: Callable[..., Server], colours_path: Path) -> None:
+    server = start_server(colours_path, "--threads", 1, "--max-connections", 4)
+    silent = [connect(server) for _ in range(4)]
+    for path, kind in (("/v1/models", "application/problem+json"), ("/v2", "application/json")):
+        refused = server.client.get(path)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.headers["content-type"] == kind
+        assert "connections" in refused.text
+    for connection in silent:
+        connection.close()
+    deadline = time.monotonic() + PATIENCE
+    while server.client.get("/v2").status_code != 200:
+        assert time.monotonic() < deadline
+
+
 def test_a_head_that_never_ends_is_cut(patient_server: Server) -> None:
     sent = 0
     with connect(patient_server) as connection:
