@@ -125,8 +125,9 @@ def test_classes_without_a_train_folder_around_them(folder: Path) -> None:
     data = load_image_folder(folder / "train", SMALL)
     assert data.class_names == ("Class1", "class2", "class10")
     assert data.class_counts == (6, 3, 1)
+    write_image(folder / "outer" / "set" / "class" / "0.png", 1)  # deeper than in classes
     with pytest.raises(DataError, match=r"has no train folder; expected .*CLASS/\*.jpg"):
-        load_image_folder(folder.parent, SMALL)  # images lie deeper than in classes
+        load_image_folder(folder / "outer", SMALL)
 
 
 def test_a_link_to_nothing_is_called_one(folder: Path) -> None:
