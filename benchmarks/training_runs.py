@@ -85,7 +85,7 @@ def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]]) -
         if not finished:
             print(f"| {variant} | {len(rows)} | diverged | | | |")
             continue
-        layers = [layer for row in finished for layer in row["mixture"].values()]
+        layers = [layer for row in finished for layer in row["mixture"].values() if len(layer["occupancy"]) > 1]
         entropy = f"{statistics.mean(layer['pixel_entropy'] for layer in layers):.2f}" if layers else "-"
         dead = f"{sum(layer['dead'] for layer in layers) / len(finished):.1f}" if layers else "-"
         lost = f" ({len(rows) - len(finished)} diverged)" if len(finished) < len(rows) else ""
