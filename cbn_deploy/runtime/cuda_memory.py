@@ -89,7 +89,11 @@ class CudaBuffer:
     def __init__(self, cuda: CudaRuntime, size: int) -> None:
         self._cuda = cuda
         self.device = int(cuda.call("cudaMalloc", size))
-        self.pinned = int(cuda.call("cudaMallocHost", size))
+        try:
+            self.pinned = int(cuda.call("cudaMallocHost", size))
+        except RuntimeUnavailableError:
+            cuda.call("cudaFree", self.device)
+            raise
         self._bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pinned))
 
     def array(self, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,6 +57,8 @@ class TensorRtSession(Session):
             }
             for name, buffer in self._buffers.items():
                 context.set_tensor_address(name, buffer.device)
+            # A run that failed half-way may have left a copy on the stream.
+            resources.callback(self._cuda.synchronize)
             self._resources = resources.pop_all()
         self._context: Any | None = context
 
@@ -82,15 +84,14 @@ class TensorRtSession(Session):
         with self._lock:
             context = self._open_context()
             self._copy_in(context, images)
-            timer = CudaTimer(self._cuda)
             times = []
-            for _ in range(calls):
-                timer.start()
-                self._execute(context)
-                timer.stop()
-                self._cuda.synchronize()
-                times.append(timer.milliseconds())
-            timer.close()
+            with closing(CudaTimer(self._cuda)) as timer:
+                for _ in range(calls):
+                    timer.start()
+                    self._execute(context)
+                    timer.stop()
+                    self._cuda.synchronize()
+                    times.append(timer.milliseconds())
         return times
 
     def describe(self) -> SessionInfo:
