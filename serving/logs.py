@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
@@ -21,6 +21,7 @@ _RECORDS = 10
 _WINDOW_SECONDS = 10.0
 
 _TOGETHER_SECONDS = 0.05
+_ATOMIC_BYTES = 4096
 
 _encode = json.JSONEncoder(default=str).encode
 
@@ -120,8 +121,8 @@ class LineHandler(logging.Handler):
         with self.lock or contextlib.nullcontext():
             self._waiting.clear()
             lines, self._lines = self._lines, []
-            if lines:
-                self._stream.write("".join(lines))
+            for text in _together(lines):
+                self._stream.write(text)
                 self._stream.flush()
 
     def _write_later(self) -> None:
@@ -129,6 +130,19 @@ class LineHandler(logging.Handler):
             time.sleep(_TOGETHER_SECONDS)
             with contextlib.suppress(OSError, ValueError):  # a closed stream or a full disk: the next line tries again
                 self.flush()
+
+
+def _together(lines: Sequence[str]) -> Iterator[str]:
+    """The lines in texts of at most 4096 characters, which are ASCII: a pipe takes that many bytes in one piece, also
+    where several workers write to it. A longer line is a text of its own."""
+    text = ""
+    for line in lines:
+        if text and len(text) + len(line) > _ATOMIC_BYTES:
+            yield text
+            text = ""
+        text += line
+    if text:
+        yield text
 
 
 def configure_logging() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -111,6 +112,18 @@ def test_lines_are_written_together_and_in_order_without_being_asked(lines: tupl
     assert len(stream.writes) < 10
     handler.handle(record("later"))  # the thread that writes is still there
     eventually(lambda: messages(stream)[-1] == "later")
+
+
+def test_lines_stay_whole_where_several_processes_write_to_one_pipe(lines: tuple[LineHandler, Stream]) -> None:
+    handler, stream = lines
+    sizes = [10, 3000, 900, 5000, 20, 4090, 30]
+    with handler.lock or contextlib.nullcontext():  # so that all of them wait together
+        for number, size in enumerate(sizes):
+            handler.emit(record(str(number), text="x" * size))
+    eventually(lambda: len(messages(stream)) == len(sizes))
+    assert messages(stream) == [str(number) for number in range(len(sizes))]
+    assert all(text.endswith("\n") for text in stream.writes)
+    assert all(len(text) <= 4096 for text in stream.writes if text.count("\n") > 1)
 
 
 def test_a_warning_is_written_at_once_behind_what_was_before(lines: tuple[LineHandler, Stream]) -> None:
