@@ -39,7 +39,7 @@ def compound_batch_norm(
     suits = x.dtype in STORED_TYPES and len(tau) <= MAX_COMPONENTS
     modules = _triton_modules() if suits else None
     if modules is None:
-        y, posterior = portable.compound_batch_norm(*arguments)
+        y, posterior = portable.outside_autocast(*arguments)
         return empty_like_dense(x).copy_(y), posterior
     found: tuple[Tensor, Tensor | None] = modules.operator.compound_batch_norm(
         *arguments, with_posterior=with_posterior

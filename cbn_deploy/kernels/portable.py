@@ -17,6 +17,7 @@ __all__ = [
     "compound_batch_norm",
     "density_tables",
     "mixture_logits",
+    "outside_autocast",
     "working_dtype",
 ]
 
@@ -107,3 +108,18 @@ def compound_batch_norm(
     # Shaped before the last operation: torch forbids to write (an in-place ReLU) into views that operators return.
     y = torch.addcmul(*(t.reshape(x.shape) for t in (offset.t() @ posterior, values, gain.t() @ posterior)))
     return y.to(x.dtype), posterior.reshape(x.shape[0], len(tau), *spatial)
+
+
+def outside_autocast(
+    x: Tensor,
+    tau: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    eps: float,
+    density_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """:func:`compound_batch_norm` with float32 products under autocast, too, which would make them half precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return compound_batch_norm(x, tau, mean, var, scale, bias, eps, density_scale)

@@ -30,7 +30,7 @@ def compound_batch_norm(
     """See :func:`cbn_deploy.kernels.portable.compound_batch_norm`; returns y only."""
     _check_shapes(x, tau, mean, var, scale, bias)
     arguments = (x, tau, mean, var, scale, bias, epsilon, density_scale)
-    y, _ = native.compound_batch_norm(*arguments, with_posterior=False) or portable.compound_batch_norm(*arguments)
+    y, _ = native.compound_batch_norm(*arguments, with_posterior=False) or portable.outside_autocast(*arguments)
     return y
 
 
@@ -82,7 +82,7 @@ def compound_batch_norm_posterior(
     found = native.compound_batch_norm(*arguments, with_posterior=True)
     if found is not None and found[1] is not None:
         return found[0], found[1]
-    return portable.compound_batch_norm(*arguments)
+    return portable.outside_autocast(*arguments)
 
 
 @compound_batch_norm_posterior.register_kernel("cuda")

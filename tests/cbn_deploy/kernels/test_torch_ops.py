@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
-from cbn_deploy.kernels import native
+from cbn_deploy.kernels import cuda, native
 from export.op import PLAIN, TABLES
 from tests.cbn_deploy.kernels.native_cases import library
 from tests.cbn_deploy.kernels.test_native_library import check
@@ -86,3 +86,22 @@ def test_it_works_under_compile() -> None:
     expected = torch.ops.cbn.compound_batch_norm(*values)
     compiled = torch.compile(lambda *given: torch.ops.cbn.compound_batch_norm(*given) + 1.0, backend="eager")
     torch.testing.assert_close(compiled(*values), expected + 1.0, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("own_kernels", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_the_densities_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, own_kernels: bool
+) -> None:
+    if not own_kernels:
+        monkeypatch.setattr(native, "compound_batch_norm", lambda *_, **__: None)
+    layer, many = (arguments(random_case(3, 2, 64, m, (5, 5), 0.0, alike=False), dtype) for m in (4, 17))
+    expected = torch.ops.cbn.compound_batch_norm_posterior(*layer)
+    expected_of_many, _ = cuda.compound_batch_norm(*many, with_posterior=False)  # too many for a Triton kernel
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.ops.cbn.compound_batch_norm_posterior(*layer)
+        y = torch.ops.cbn.compound_batch_norm(*layer)
+        of_many, _ = cuda.compound_batch_norm(*many, with_posterior=False)
+    for actual, before in zip((*found, y, of_many), (*expected, expected[0], expected_of_many), strict=True):
+        assert actual.dtype == before.dtype
+        torch.testing.assert_close(actual, before, rtol=0, atol=0)
