@@ -62,6 +62,9 @@ RUN /opt/cbn/bin/python -m pip install --no-cache-dir --constraint /tmp/constrai
         --index-url https://download.pytorch.org/whl/cpu torch \
     && /opt/cbn/bin/python -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
         "cbn-deploy[export]" "triton>=3.5"
+# Whoever the user is: PyTorch asks for a name, Triton and the assembler for a folder to write to.
+ENV HOME=/tmp \
+    USER=cbn
 USER 10001:10001
 HEALTHCHECK NONE
 ENTRYPOINT ["cbn-export"]
