@@ -39,6 +39,7 @@ class Precision(str, enum.Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 
@@ -58,6 +59,7 @@ class Target(str, enum.Enum):
     "  cbn-export model.pt -o flat.onnx --inline   (for OpenVINO and other readers without ONNX functions)\n\n"
     "  cbn-export model.pt -o int8.onnx --precision int8 --data photos --calibration photos/train\n\n"
     "  cbn-export model.pt -o int8.onnx --precision int8 --data digits\n\n"
+    "  cbn-export model.pt --precision bf16 --data photos --target tensorrt   (on the GPU that will run it)\n\n"
     "  cbn-export model.pt --prune-components   (a layer with one Gaussian left becomes a plain convolution)\n\n"
     "  cbn-export model.pt --target tensorrt-rtx --compute-capability 8.9   (needs no GPU)\n\n"
     "  cbn-export model.onnx --target tensorrt --batch-sizes 1,8,32   (on the GPU that will run it)\n\n"
@@ -89,7 +91,10 @@ def export_model(
     ] = False,
     precision: Annotated[
         Precision,
-        typer.Option(help="Arithmetic: int8 convolutions, fp16 weights and activations; both need --data."),
+        typer.Option(
+            help="Arithmetic: int8 convolutions; fp16 or bf16 weights and activations, the mixtures' densities in "
+            "fp32. All but fp32 need --data. bf16 is for GPUs and judged by an emulation in fp32."
+        ),
     ] = Precision.FP32,
     calibration: Annotated[
         Optional[Path],  # noqa: UP045
@@ -104,7 +109,7 @@ def export_model(
             metavar="POINTS",
             min=0.0,
             max=100.0,
-            help="Balanced top-1 that an int8 or fp16 file may lose.  [default: 0.5]",
+            help="Balanced top-1 that a file of lower precision may lose.  [default: 0.5]",
         ),
     ] = None,
     target: Annotated[Target, typer.Option(help="Kind of file to write.")] = Target.ONNX,
@@ -152,8 +157,8 @@ def export_model(
         Optional[Path],  # noqa: UP045
         typer.Option(
             metavar="DIR|digits",
-            help="Images for the parity check (default: those in the checkpoint); for int8 and fp16 the labelled test "
-            "images, found as cbn-eval does.",
+            help="Images for the parity check (default: those in the checkpoint); for a lower precision the labelled "
+            "test images, found as cbn-eval does.",
         ),
     ] = None,
     allow_rounding: Annotated[
@@ -167,8 +172,8 @@ def export_model(
     """Export a checkpoint to ONNX, or through ONNX to a TensorRT engine or a model repository for Triton.
 
     The file appears only after every layer and the logits have been compared with the checkpoint, in float32 and in
-    float64, on real images and on extremes; an int8 or fp16 file after its accuracy has been compared instead of the
-    logits. It runs on any ONNX runtime and carries everything that a server needs.
+    float64, on real images and on extremes; a file of lower precision after its accuracy has been compared instead of
+    the logits. It runs on any ONNX runtime, bf16 on those of GPUs, and carries everything that a server needs.
     """
     _check_precision(precision, target, calibration, max_drop)
     if prune_threshold is not None and not prune_components:
@@ -232,9 +237,11 @@ def _check_precision(precision: Precision, target: Target, calibration: Path | N
     if precision is not Precision.INT8 and calibration is not None:
         raise typer.BadParameter("--calibration goes with --precision int8.")
     if precision is Precision.FP32 and max_drop is not None:
-        raise typer.BadParameter("--max-drop goes with --precision int8 or fp16; fp32 must keep every answer.")
+        raise typer.BadParameter("--max-drop goes with a lower --precision; fp32 must keep every answer.")
     if precision is Precision.INT8 and target in (Target.TENSORRT, Target.TENSORRT_RTX):
-        raise typer.BadParameter("int8 files are made for CPUs; build an engine with --precision fp16 or fp32.")
+        raise typer.BadParameter("int8 files are made for CPUs; build an engine with --precision fp16, bf16 or fp32.")
+    if precision is Precision.BF16 and target is Target.TRITON:
+        raise typer.BadParameter("bf16 is for engines, and Triton gets an ONNX file; use --precision fp16 or fp32.")
 
 
 def _print_report(report: ParityReport | PrecisionReport) -> None:
@@ -256,6 +263,12 @@ def _print_accuracy(report: PrecisionReport) -> None:
         )
     console.print(precision_ops_table(report))
     console.print(accuracy_table(report))
+    if report.emulation is not None:
+        console.print(
+            f"Judged by an emulation, not by running the file: the same graph in {report.emulation.arithmetic} "
+            f"({report.emulation.rounded} of them). {report.runtime} has no bfloat16 convolutions for CPUs.",
+            style="yellow",
+        )
 
 
 def _print_parity(parity: ParityReport) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -71,9 +72,8 @@ class TappedModel:
     def __init__(self, exported: onnx.ModelProto, sites: Sequence[OpSite], native: NativeLibrary | None = None) -> None:
         self._session = ort_session(tap(exported, sites), native)
         self._names = [output.name for output in self._session.get_outputs()]
-        self._alone = [
-            (site, ort_session(_node_alone(exported, site), native)) for site in sites if site.dtype == np.float16
-        ]
+        halves = [site for site in sites if site.dtype == ir.DataType.FLOAT16]
+        self._alone = [(site, ort_session(_node_alone(exported, site), native)) for site in halves]
 
     def feed(
         self, ops: Sequence[OpComparison], images: NDArray[np.float32], kinds: Sequence[str], rng: np.random.Generator
@@ -99,7 +99,7 @@ def _node_alone(exported: onnx.ModelProto, site: OpSite) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(exported)
     (node,) = [node for node in exported.graph.node if node.name == site.layer]
-    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(site.dtype))
+    element = int(site.dtype)
     tables = [tensor for tensor in exported.graph.initializer if tensor.name in node.input]
     # X and residual may be the same value.
     inputs = dict.fromkeys(name for name in (site.x, site.residual) if name is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
@@ -20,8 +21,12 @@ __all__ = ["OpComparison"]
 _FORMULA_BYTES = 16 * 2**20
 # Pixels of one node compared per input; larger feature maps are sampled, which keeps the gate to seconds.
 _PIXELS = 64
-# One rounding of the result to float16: half the distance between neighbours, relative and near zero.
-_HALF_UNIT, _HALF_SMALLEST = 2.0**-11, 2.0**-25
+# One rounding of the result: half the distance between neighbours, relative and near zero; and the largest number.
+_ROUNDING = {
+    ir.DataType.FLOAT: (0.0, 0.0, (2 - 2.0**-23) * 2.0**127),
+    ir.DataType.FLOAT16: (2.0**-11, 2.0**-25, 65504.0),
+    ir.DataType.BFLOAT16: (2.0**-8, 2.0**-134, (2 - 2.0**-7) * 2.0**127),
+}
 
 
 class OpComparison:
@@ -33,6 +38,7 @@ class OpComparison:
         self._max_error = 0.0
         self._of_limit = 0.0
         self._worst_input = ""
+        self._unit, self._smallest, self._largest = _ROUNDING[site.dtype]
         self._tables = [torch.from_numpy(table) for table in site.tables.float64()]
 
     def compare(
@@ -64,10 +70,9 @@ class OpComparison:
                 allowed = allowed + LIMITS["op"].value * UNIT * np.abs(expected)
             if self.site.form.relu:
                 expected = np.maximum(expected, 0.0)
-            if self.site.dtype == np.float16:
-                allowed = allowed + _HALF_UNIT * np.abs(expected) + _HALF_SMALLEST
+            allowed = allowed + self._unit * np.abs(expected) + self._smallest
             # The formula may be finite in float64 where the node's type cannot be.
-            compared = np.isfinite(allowed) & (np.abs(expected) < np.finfo(self.site.dtype).max)
+            compared = np.isfinite(allowed) & (np.abs(expected) < self._largest)
             error = np.where(compared, np.abs(y.reshape(expected.shape) - expected), 0.0)
             error = np.where(np.isnan(error), np.inf, error)
             ratio = error / (allowed + np.finfo(np.float32).tiny)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -28,7 +27,7 @@ class OpSite:
         residual: name of the value it adds, or ``None``.
         y: name of its result.
         tables: its constants.
-        dtype: of X, residual and Y: float32 or float16.
+        dtype: of X, residual and Y: float32, float16 or bfloat16.
     """
 
     layer: str
@@ -37,7 +36,7 @@ class OpSite:
     residual: str | None
     y: str
     tables: OpTables
-    dtype: type[np.floating] = np.float32
+    dtype: ir.DataType = ir.DataType.FLOAT
 
 
 def find_sites(graph: ir.Model) -> list[OpSite]:
@@ -50,13 +49,16 @@ def find_sites(graph: ir.Model) -> list[OpSite]:
 
 
 def tap(model: onnx.ModelProto, sites: Sequence[OpSite]) -> onnx.ModelProto:
-    """A copy of ``model`` that also returns what every site reads and writes, in the site's dtype."""
+    """A copy of ``model`` that also returns what every site reads and writes, in the site's dtype.
+
+    Those of bfloat16 are taken from the file's emulation, where they are float32 (:mod:`export.precision.emulation`).
+    """
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     present = {output.name for output in model.graph.output} | {value.name for value in model.graph.input}
     dtypes = {name: site.dtype for site in sites for name in (site.x, site.residual, site.y) if name}
     for name in sorted(dtypes.keys() - present):
-        element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtypes[name]))
+        element = onnx.TensorProto.FLOAT if dtypes[name] == ir.DataType.BFLOAT16 else int(dtypes[name])
         tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
     return tapped
 
@@ -72,5 +74,5 @@ def _site(op: OpNode) -> OpSite:
         residual=None if residual is None else str(residual.name),
         y=str(op.node.outputs[0].name),
         tables=tables,
-        dtype=np.float16 if op.inputs["X"].dtype == ir.DataType.FLOAT16 else np.float32,
+        dtype=op.inputs["X"].dtype or ir.DataType.FLOAT,
     )

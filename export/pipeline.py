@@ -49,9 +49,9 @@ class ExportOptions:
         with_posterior: every layer's posterior becomes an output ``posterior.<layer>``.
         data: folder of images for the parity gate, in place of those that the checkpoint carries; for a precision other
             than fp32 the labelled test images of the accuracy gate, found as ``cbn-eval`` does, or ``digits``.
-        precision: "fp32", "fp16" (weights and activations) or "int8" (convolutions).
+        precision: "fp32", "fp16" or "bf16" (weights and activations) or "int8" (convolutions).
         calibration: folder of images that set the ranges of int8; ``None``: the training images of ``data``.
-        max_drop: points of balanced top-1 that an fp16 or int8 file may lose.
+        max_drop: points of balanced top-1 that a file of lower precision may lose.
         inputs: how many inputs the parity gate uses; ``None``: 256, and down to 64 for larger images
             (:func:`export.inputs.default_count`).
         allow_rounding: export a network that amplifies float32's own rounding beyond the limit on logits, if every node
@@ -63,7 +63,7 @@ class ExportOptions:
     inline: bool = False
     with_posterior: bool = False
     data: Path | None = None
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     calibration: Path | None = None
     max_drop: float = DEFAULT_MAX_DROP
     inputs: int | None = None
@@ -126,13 +126,13 @@ def export_checkpoint(
     preprocessing = loaded.description.preprocessing
     example = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
     graph = build_graph(freeze(model), example, with_posterior=options.with_posterior)
-    final, parity = _prove(graph, model, loaded, options, request, progress)
+    final, runnable, parity = _prove(graph, model, loaded, options, request, progress)
     description = dataclasses.replace(
         loaded.description,
         source_sha256=source_sha256,
         tool_versions={**loaded.description.tool_versions, "cbn-deploy": __version__, **package_versions(_TOOLS)},
         precision=options.precision,
-        self_test=record_self_test(model, ir.serde.serialize_model(final), preprocessing).to_dict(),
+        self_test=record_self_test(model, runnable, preprocessing).to_dict(),
         parity=parity.to_dict() if pruning is None else {**parity.to_dict(), "pruning": pruning.to_dict()},
     )
     description = add_familiarity(description, model, _held_out(loaded, options, default_count(preprocessing)))
@@ -184,18 +184,18 @@ def _prove(
     options: ExportOptions,
     request: PrecisionRequest | None,
     progress: Progress | None,
-) -> tuple[ir.Model, ParityReport | PrecisionReport]:
-    """The graph to write, in the precision asked for, and what its gate measured."""
+) -> tuple[ir.Model, onnx.ModelProto, ParityReport | PrecisionReport]:
+    """The graph to write, in the precision asked for; what a CPU runs of it; and what its gate measured."""
     preprocessing = checkpoint.description.preprocessing
     count = default_count(preprocessing) if options.inputs is None else options.inputs
     if request is not None:
         lowered = lower_precision(graph, model, checkpoint.description, request, count, progress)
-        return lowered.graph, lowered.report
+        return lowered.graph, lowered.runnable, lowered.report
     inputs = ParityInputs(preprocessing, _real_images(checkpoint, options.data, count), count, SEED)
     final = inline(graph) if options.inline else graph
     exported = ir.serde.serialize_model(final)
     parity = check_parity(model, exported, find_sites(graph), inputs, progress, allow_rounding=options.allow_rounding)
-    return final, parity
+    return final, exported, parity
 
 
 def _check_output(checkpoint: Path, output: Path) -> None:

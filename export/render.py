@@ -86,9 +86,9 @@ def accuracy_table(report: PrecisionReport) -> Table:
     """What the lower precision costs: one row for all classes, which the gate judges, and one a shot group."""
     accuracy = report.accuracy
     one_image = 100 / accuracy.images
+    lowered = report.precision if report.emulation is None else f"{report.precision}, emulated,"
     table = Table(
-        title=f"{report.precision} against the float32 checkpoint on {accuracy.images} test images of "
-        f"{accuracy.test_set}",
+        title=f"{lowered} against the float32 checkpoint on {accuracy.images} test images of {accuracy.test_set}",
         caption=f"allowed: {accuracy.max_drop:g} points over all classes; one test image is {one_image:.2g} points; "
         f"measured in {report.runtime}, {report.kernel_path} layers",
     )

@@ -22,7 +22,7 @@ __all__ = ["record_self_test"]
 
 
 def record_self_test(model: nn.Module, exported: onnx.ModelProto, preprocessing: Preprocessing) -> SelfTest:
-    """The self-test of ``exported``, the file's graph, made from the network ``model`` in eval mode.
+    """The self-test of ``exported``, what a CPU runs of the file, made from the network ``model`` in eval mode.
 
     A logit may differ from the network's in float64 by the parity gate's limit on logits, or by a few times as much as
     it does here and now if that is more: a network that amplifies rounding, or a lower precision.

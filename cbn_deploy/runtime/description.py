@@ -95,7 +95,8 @@ class ModelDescription:
             loss adds the log frequencies to the logits during training only.
         source_sha256: SHA-256 of the checkpoint that was exported (empty in a checkpoint).
         tool_versions: package name -> version, of what made the file.
-        precision: arithmetic of an exported file: "fp32", "fp16" (weights and activations) or "int8" (convolutions).
+        precision: arithmetic of an exported file: "fp32", "fp16" or "bf16" (weights and activations) or "int8"
+            (convolutions).
         parity: the report of the export's gate (empty in a checkpoint): parity for fp32, otherwise calibration and
             accuracy.
         temperature: T, above 0, for which ``softmax(logits / T)`` is calibrated (:mod:`.probabilities`), fitted by

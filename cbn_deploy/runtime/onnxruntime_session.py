@@ -67,7 +67,7 @@ class OnnxRuntimeSession(ProviderSession):
         threads = threads or available_cpus()
         library = native_library() if OP_DOMAIN in file.domains else None
         self._instruction_set = None if library is None else library.instruction_set
-        session, self._block = _load(file.path, file.content, threads, library, spin)
+        session, self._block = _load(file, threads, library, spin)
         super().__init__(file, session, threads)
 
     def describe(self) -> SessionInfo:
@@ -84,17 +84,20 @@ class OnnxRuntimeSession(ProviderSession):
         )
 
 
-def _load(
-    path: Path, content: bytes, threads: int, library: NativeLibrary | None, spin: bool
-) -> tuple[Any, int | None]:
+def _load(file: OnnxFile, threads: int, library: NativeLibrary | None, spin: bool) -> tuple[Any, int | None]:
     try:
         if library is None:
             options = session_options(threads, None, spin)
-            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]), None
-        return _load_fused(content, lambda: session_options(threads, library, spin))
+            return onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"]), None
+        return _load_fused(file.content, lambda: session_options(threads, library, spin))
     except Exception as error:  # onnxruntime's exceptions share no public base class
         reason = " ".join(str(error).split())
-        raise ModelFileError(f"onnxruntime cannot load {path}: {reason}") from error
+        if file.description.precision == "bf16":
+            reason = (
+                "it has no bfloat16 convolutions for CPUs; build an engine with cbn-export --target tensorrt, or "
+                f"export with --precision fp32 ({reason})."
+            )
+        raise ModelFileError(f"onnxruntime cannot load {file.path}: {reason}") from error
 
 
 def session_options(threads: int, library: NativeLibrary | None, spin: bool = True) -> Any:

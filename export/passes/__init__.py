@@ -15,7 +15,7 @@ from export.passes.fuse_relu import FuseReluPass
 from export.passes.inline import InlineFunctionsPass
 from export.passes.name_nodes import NameNodesPass
 from export.passes.plugin_attributes import PluginAttributesPass
-from export.passes.to_float16 import ToFloat16Pass
+from export.passes.to_sixteen_bits import ToSixteenBitsPass
 
 __all__ = [
     "AddPosteriorOutputsPass",
@@ -29,5 +29,5 @@ __all__ = [
     "InlineFunctionsPass",
     "NameNodesPass",
     "PluginAttributesPass",
-    "ToFloat16Pass",
+    "ToSixteenBitsPass",
 ]

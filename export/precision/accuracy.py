@@ -20,6 +20,11 @@ DEFAULT_MAX_DROP = 0.5
 # Recalls are quotients of whole numbers: what exceeds the bound by this is rounding.
 _ROUNDING = 1e-9
 
+_ADVICE = {
+    "int8": "calibrate with images like those it will see",
+    "fp16": "use --precision fp32",
+    "bf16": "use --precision fp16, which rounds to an eighth of its steps",
+}
 ALL = "all classes"
 _GROUPS = ("many", "medium", "few")
 
@@ -148,7 +153,7 @@ def require_accuracy(report: AccuracyReport, precision: str) -> None:
         return
     overall = report.rows[0]
     worst = max(report.rows[1:], key=lambda row: row.drop)
-    advice = "calibrate with images like those it will see" if precision == "int8" else "use --precision fp32"
+    advice = _ADVICE[precision]
     raise ParityError(
         f"The {precision} file loses {report.drop:.2f} points of balanced top-1 ({overall.float32:.2%} to "
         f"{overall.lowered:.2%}; {worst.drop:.2f} on the {worst.group}-shot classes) where {report.max_drop:g} is "

@@ -24,18 +24,21 @@ from export.inputs import ParityInputs
 from export.op import DOMAIN
 from export.op_check import SEED, Progress, check_ops, ort_session
 from export.op_sites import find_sites
-from export.passes.to_float16 import ToFloat16Pass
+from export.passes.to_sixteen_bits import ToSixteenBitsPass
 from export.precision.accuracy import DEFAULT_MAX_DROP, AccuracyReport, compare, require_accuracy, require_finite
 from export.precision.calibration import Calibration, calibration_images, choose_calibration
+from export.precision.emulation import ARITHMETIC, emulate
 from export.precision.fold import fold_batch_norm
 from export.precision.images import digest, pixels
 from export.precision.int8 import METHOD, quantize_int8
-from export.precision.report import CalibrationRecord, PrecisionReport
+from export.precision.report import CalibrationRecord, EmulationRecord, PrecisionReport
+from export.precision.same_graph import check_types, require_same_graph
 from export.to_onnx import INPUT_NAME, OUTPUT_NAME, inline
 
 __all__ = ["Lowered", "PrecisionRequest", "lower_precision"]
 
 _BATCH = 32
+_SIXTEEN_BITS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
@@ -46,14 +49,14 @@ class PrecisionRequest:
     """What to make, and what to judge it by.
 
     Attributes:
-        precision: "int8" or "fp16".
+        precision: "int8", "fp16" or "bf16".
         data: where the labelled test images are (:func:`cbn_deploy.training.test_set.find_test_set`).
         calibration: folder of images that set the ranges of int8; ``None``: the training images of ``data``.
         max_drop: points of balanced top-1 that the file may lose.
         inline: write the op's body in place of its nodes.
     """
 
-    precision: Literal["int8", "fp16"]
+    precision: Literal["int8", "fp16", "bf16"]
     data: str
     calibration: Path | None = None
     max_drop: float = DEFAULT_MAX_DROP
@@ -66,10 +69,12 @@ class Lowered:
 
     Attributes:
         graph: to be described and written.
+        runnable: what a CPU runs: the same graph, or the emulation of a bfloat16 one.
         report: what was measured.
     """
 
     graph: ir.Model
+    runnable: onnx.ModelProto
     report: PrecisionReport
 
 
@@ -117,28 +122,40 @@ def lower_precision(
         lowered = quantize_int8(fold_batch_norm(graph), calibration.images, description.preprocessing, steps.advance)
     else:
         lowered = fold_batch_norm(graph)
-        ToFloat16Pass()(lowered)
+        ToSixteenBitsPass(_SIXTEEN_BITS[request.precision])(lowered)
+    final = inline(lowered) if request.inline else lowered
+    runnable, emulation = _runnable(final, request.precision)
     checked = ParityInputs(description.preprocessing, test.some(inputs // 2), inputs, SEED)
     before = steps.done
     ops = check_ops(
-        ir.serde.serialize_model(lowered),
+        _runnable(lowered, request.precision)[0] if request.inline else runnable,
         find_sites(lowered),
         checked,
         lambda done, _total: steps.advance(before + done - steps.done),
     )
-    final = inline(lowered) if request.inline else lowered
-    found, kernel_path = test.logits_of_file(ir.serde.serialize_model(final), steps)
+    found, kernel_path = test.logits_of_file(runnable, steps)
     report = PrecisionReport(
         precision=request.precision,
         runtime=f"onnxruntime {onnxruntime.__version__}",
         kernel_path=kernel_path,
+        emulation=emulation,
         calibration=None if calibration is None else _record(calibration),
         accuracy=_judge(float32, found, test, request),
         inputs=len(checked),
         real_images=checked.real_count,
         ops=ops,
     )
-    return Lowered(graph=final, report=report)
+    return Lowered(graph=final, runnable=runnable, report=report)
+
+
+def _runnable(graph: ir.Model, precision: str) -> tuple[onnx.ModelProto, EmulationRecord | None]:
+    """What a CPU can run of ``graph``; the record if it is not the graph itself."""
+    file = ir.serde.serialize_model(graph)
+    if precision != "bf16":
+        return file, None
+    check_types(file)
+    emulation = emulate(file)
+    return emulation, EmulationRecord(arithmetic=ARITHMETIC, rounded=require_same_graph(file, emulation))
 
 
 class _Steps:
@@ -188,7 +205,7 @@ class _TestSet:
         return np.concatenate(logits), digests
 
     def logits_of_file(self, exported: onnx.ModelProto, steps: _Steps) -> tuple[Logits, str]:
-        """(n, K) by the kernels that a server would use, and which those are."""
+        """(n, K) by the kernels that a server's CPU would use, and which those are."""
         native = native_library() if any(node.domain == DOMAIN for node in exported.graph.node) else None
         session = ort_session(exported, native)
         logits = []

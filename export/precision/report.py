@@ -9,7 +9,7 @@ from typing import Any
 from export.parity_report import OpParity, plain
 from export.precision.accuracy import AccuracyReport
 
-__all__ = ["CalibrationRecord", "PrecisionReport"]
+__all__ = ["CalibrationRecord", "EmulationRecord", "PrecisionReport"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,29 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionReport:
-    """What stands in an int8 or float16 file in the place of a parity report.
+class EmulationRecord:
+    """What was judged in the place of a file that onnxruntime cannot run on a CPU: its graph, equal but for types.
 
     Attributes:
-        precision: "int8" or "fp16".
-        runtime: what ran the file, such as "onnxruntime 1.32.0".
+        arithmetic: of the emulation.
+        rounded: how many tensors it rounds, which are all that the file has in bfloat16 but its weights.
+    """
+
+    arithmetic: str
+    rounded: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionReport:
+    """What stands in a file of lower precision in the place of a parity report.
+
+    Attributes:
+        precision: "int8", "fp16" or "bf16".
+        runtime: what ran the file, or its emulation, such as "onnxruntime 1.32.0".
         kernel_path: "fused" if the accuracy was measured with the native library's kernels, "portable" if with the
             op's standard-ops bodies.
-        calibration: ``None`` for fp16.
+        emulation: ``None`` if the file itself was judged.
+        calibration: ``None`` but for int8.
         accuracy: the file against the float32 checkpoint on the test set.
         inputs: how many inputs every node of the op was compared on, ``real_images`` of them real.
         real_images: see ``inputs``.
@@ -50,6 +64,7 @@ class PrecisionReport:
     precision: str
     runtime: str
     kernel_path: str
+    emulation: EmulationRecord | None
     calibration: CalibrationRecord | None
     accuracy: AccuracyReport
     inputs: int

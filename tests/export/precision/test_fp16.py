@@ -17,7 +17,7 @@ from export.op import ADD_RELU, DOMAIN, FORMS, PLAIN
 from export.op_check import check_ops
 from export.op_sites import find_sites
 from export.passes.attach_functions import AttachFunctionsPass
-from export.passes.to_float16 import ToFloat16Pass
+from export.passes.to_sixteen_bits import ToSixteenBitsPass
 from tests.export.conftest import FEW
 from tests.export.graphs import graph, op_types, run
 from tests.export.op_cases import Case, op_model, random_case, run_onnxruntime
@@ -65,7 +65,7 @@ def half_model(case: Case, form: str) -> ir.Model:
             node.op_type = "Identity"
             del node.attribute[:]
     model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
-    ToFloat16Pass()(model)
+    ToSixteenBitsPass(ir.DataType.FLOAT16)(model)
     return model
 
 
@@ -93,7 +93,7 @@ def test_the_check_of_every_node_sees_a_table_in_float16(fp16_proto: onnx.ModelP
     wrong = onnx.ModelProto()
     wrong.CopyFrom(fp16_proto)
     sites = find_sites(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(fp16_proto)))
-    assert all(site.dtype == np.float16 for site in sites)
+    assert all(site.dtype == ir.DataType.FLOAT16 for site in sites)
     (mean,) = [tensor for tensor in wrong.graph.initializer if tensor.name == "layer2.1.bn1.mean"]
     rounded = onnx.numpy_helper.to_array(mean).astype(np.float16).astype(np.float32)
     mean.CopyFrom(onnx.numpy_helper.from_array(rounded, mean.name))
@@ -107,7 +107,7 @@ def test_the_pass_casts_at_both_ends_only() -> None:
     for each in (model, exact):
         AttachFunctionsPass()(each)
     before = run(exact)
-    ToFloat16Pass()(model)
+    ToSixteenBitsPass(ir.DataType.FLOAT16)(model)
     assert op_types(model) == ["Cast", "Cast", "CompoundBatchNormalization", "Add", "Relu", "Cast"]
     assert [value.name for value in model.graph.outputs] == ["out"]
     (found,), (expected,) = run(model), before
@@ -119,7 +119,7 @@ def test_a_posterior_stays_float32() -> None:
         "y, w = cbn.CompoundBatchNormalization (x, {a}) out = Relu (y)",
         outputs="float[batch, 3, 4, 4] out, float[batch, 2, 4, 4] w",
     )
-    ToFloat16Pass()(model)
+    ToSixteenBitsPass(ir.DataType.FLOAT16)(model)
     assert [str(value.dtype) for value in model.graph.outputs] == ["FLOAT", "FLOAT"]
     (node,) = [node for node in model.graph if node.domain == DOMAIN]
     assert node.outputs[0].dtype == ir.DataType.FLOAT16
@@ -129,7 +129,7 @@ def test_a_posterior_stays_float32() -> None:
 def test_a_shared_constant_keeps_float32_for_the_tables() -> None:
     body = "y = cbn.CompoundBatchNormalization (x, {a}) z = MatMul (block_a_mean, r2) out = Relu (y)"
     model = graph(body, outputs="float[batch, 3, 4, 4] out, float[2, 5] z", inputs=", float[3, 5] r2")
-    ToFloat16Pass()(model)
+    ToSixteenBitsPass(ir.DataType.FLOAT16)(model)
     names = {str(name): value.dtype for name, value in model.graph.initializers.items()}
     assert names["block.a.mean"] == ir.DataType.FLOAT
     assert names["block.a.mean_float16"] == ir.DataType.FLOAT16
@@ -138,4 +138,4 @@ def test_a_shared_constant_keeps_float32_for_the_tables() -> None:
 def test_an_op_that_is_not_known_is_refused() -> None:
     model = graph("y = cbn.CompoundBatchNormalization (x, {a}) out = Erf (y)")
     with pytest.raises(ir.passes.PreconditionError, match="Erf"):
-        ToFloat16Pass()(model)
+        ToSixteenBitsPass(ir.DataType.FLOAT16)(model)

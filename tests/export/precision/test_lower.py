@@ -162,7 +162,7 @@ def test_the_command_line(
         (["--precision", "int8", "--data", "digits", "--calibration", "{tmp}/none"], "not a folder"),
         (["--precision", "int8", "--data", "digits", "--calibration", "{tmp}"], "holds no"),
         (["--calibration", "{tmp}"], "--calibration goes with --precision int8"),
-        (["--max-drop", "1"], "--max-drop goes with"),
+        (["--max-drop", "1"], "--max-drop goes with a lower --precision"),
         (["--precision", "int8", "--data", "digits", "--max-drop", "-1"], "--max-drop"),
         (["--precision", "int8", "--target", "tensorrt-rtx"], "--precision fp16"),
     ],

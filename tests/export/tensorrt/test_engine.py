@@ -22,7 +22,7 @@ from cbn_deploy.runtime.factory import open_session
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export import ExportResult
 from export.cli import main
-from export.passes import DescribePass, ToFloat16Pass
+from export.passes import DescribePass, ToSixteenBitsPass
 from export.tensorrt import EngineOptions, EngineResult, build_engine
 from export.to_onnx import build_graph
 from tests.reference.tolerances import tolerance
@@ -94,10 +94,13 @@ def test_one_engine_for_three_gpu_generations(engine) -> None:
 
 
 @NEEDS_RTX
-def test_a_float16_file(checkpoint_path: Path, exported: ExportResult, tmp_path: Path, engine) -> None:
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_a_file_of_16_bits(
+    checkpoint_path: Path, exported: ExportResult, tmp_path: Path, engine, dtype: ir.DataType
+) -> None:
     """Strongly typed: the engine's precision is the file's, its inputs and outputs stay float32."""
     graph = build_graph(freeze(load_model(load_checkpoint(checkpoint_path))), torch.zeros(1, 3, 32, 32))
-    ToFloat16Pass()(graph)
+    ToSixteenBitsPass(dtype)(graph)
     DescribePass(read_onnx_file(exported.path).description, "1")(graph)
     (tmp_path / "model.onnx").write_bytes(ir.serde.serialize_model(graph).SerializeToString())
     result = build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", options("8.9"))
