@@ -38,7 +38,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_section_runs_in_the_interpreter_on_what_a_bare_machine_has(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    done = run("--dry-run", "--seconds", "400", "--json", str(path), folder=tmp_path)
+    done = run("--dry-run", "--seconds", "3000", "--json", str(path), folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(path.read_text())
     assert found["machine"]["dry_run"] is True

@@ -14,7 +14,7 @@ from cbn_deploy.benchmark import Ratio
 from cbn_deploy.machine import is_busy
 from export.bench.report import BenchReport, CandidateReport, Timing, three_digits
 
-__all__ = ["render", "runtimes_table"]
+__all__ = ["ratio_text", "render", "runtimes_table"]
 
 
 def render(report: BenchReport) -> Iterator[RenderableType]:
@@ -26,6 +26,10 @@ def render(report: BenchReport) -> Iterator[RenderableType]:
         yield _timing_table(report, batch_size)
     if any(timing.device is not None for timing in report.timings):
         yield _device_table(report)
+        if any(candidate.clock == "host" for candidate in report.candidates):
+            yield Text(
+                "clock host: PyTorch has no CUDA to lend its events, so that launching is timed too.", style="dim"
+            )
     yield Text(
         "Percentiles are over all timed calls. x twin: how many times slower than bn/, the same network with plain "
         "batch norm (random weights; time does not depend on them), in the same runtime. x paper: how many times "
@@ -110,16 +114,17 @@ def _timing_table(report: BenchReport, batch_size: int) -> Table:
 
 
 def _device_table(report: BenchReport) -> Table:
-    table = _table("On the device alone, by its own clock: milliseconds a batch, without copies")
+    table = _table("On the device alone: milliseconds a batch, without copies")
     table.add_column("candidate", no_wrap=True)
-    for heading in ("batch", "p50", "p90", "img/s", "x twin"):
+    for heading in ("clock", "batch", "p50", "p90", "img/s", "x twin"):
         table.add_column(heading, justify="right", no_wrap=True)
     for timing in report.timings:
         device = timing.device
         if device is not None:
             ratio = "" if timing.device_times_twin is None else f"{timing.device_times_twin:.2f}"
             times = [three_digits(device.median), three_digits(device.p90), f"{device.images_per_second:.0f}"]
-            table.add_row(timing.candidate, str(timing.batch_size), *times, ratio)
+            clock = str(report.candidate(timing.candidate).clock)
+            table.add_row(timing.candidate, clock, str(timing.batch_size), *times, ratio)
     return table
 
 
@@ -127,12 +132,16 @@ def _timing_row(timing: Timing) -> list[str]:
     latency = timing.latency
     milliseconds = [three_digits(v) for v in (latency.median, latency.p90, latency.p99, latency.iqr)]
     images_per_second = f"{latency.images_per_second:.0f}"
-    ratios = [_ratio(timing.times_twin), _ratio(timing.speedup_over_paper)]
+    ratios = [ratio_text(timing.times_twin), ratio_text(timing.speedup_over_paper)]
     return [timing.candidate, *milliseconds, images_per_second, *ratios]
 
 
-def _ratio(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{ratio.median:.2f} ({ratio.p10:.1f}-{ratio.p90:.1f})"
+def ratio_text(ratio: Ratio | None) -> str:
+    """As wide for large ratios as for small ones."""
+    if ratio is None:
+        return ""
+    p10, p90 = (f"{bound:.{0 if bound >= 9.95 else 1}f}" for bound in (ratio.p10, ratio.p90))
+    return f"{ratio.median:.{1 if ratio.median >= 9.995 else 2}f} ({p10}-{p90})"
 
 
 def _table(title: str) -> Table:

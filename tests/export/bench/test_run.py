@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from cbn_deploy.benchmark import Ratio
 from cbn_deploy.checkpoint import file_sha256
 from cbn_deploy.errors import CheckpointError, ParityError, RuntimeUnavailableError
 from cbn_deploy.native_library import native_library
@@ -18,7 +19,7 @@ from export.bench.gpu import tf32_off
 from export.bench.plot import draw, save_plot
 from export.bench.report import BenchReport, three_digits, to_json
 from export.bench.run import BenchOptions, bench_checkpoint
-from export.bench.table import render
+from export.bench.table import ratio_text, render
 from export.to_onnx import to_onnx
 
 QUICK = BenchOptions(
@@ -184,6 +185,14 @@ def test_the_plot_has_a_panel_a_batch_size_and_a_bar_a_candidate(report, tmp_pat
 )
 def test_times_have_three_digits_and_no_exponent(milliseconds, text):
     assert three_digits(milliseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("median", "p10", "p90", "text"),
+    [(1.0, 0.96, 1.04, "1.00 (1.0-1.0)"), (9.99, 9.94, 9.95, "9.99 (9.9-10)"), (27.15, 20.24, 135.4, "27.1 (20-135)")],
+)
+def test_ratios_stay_narrow(median, p10, p90, text):
+    assert ratio_text(Ratio(median=median, p10=p10, p90=p90)) == text
 
 
 def test_a_runtime_that_disagrees_is_reported_and_not_timed(checkpoint_path, monkeypatch):
