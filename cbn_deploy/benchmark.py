@@ -36,7 +36,7 @@ __all__ = [
 Images = NDArray[np.float32]
 Logits = NDArray[np.floating]
 Progress = Callable[[str, float], None]
-# (images, calls) -> milliseconds of each call by the device's own clock, without copies to and from it.
+# (images, calls) -> milliseconds of each call on the device, without copies to and from it.
 DeviceClock = Callable[[Images, int], Sequence[float]]
 
 _REST_STEP_S = 0.002

@@ -43,14 +43,18 @@ class ProviderSession(Session):
         self._session: Any | None = session
 
     def _run(self, images: NDArray[np.float32]) -> Prediction:
-        session = self._session  # one read: close() may come between
-        if session is None:
-            raise InputError("The session is closed; open the model again.")
+        session = self._open_session()
         return to_prediction(dict(zip(self._outputs, session.run(self._outputs, {INPUT: images}), strict=True)))
 
     def close(self) -> None:
         """Release the model; runs that are under way finish."""
         self._session = None
+
+    def _open_session(self) -> Any:
+        session = self._session  # one read: close() may come between
+        if session is None:
+            raise InputError("The session is closed; open the model again.")
+        return session
 
 
 class OnnxRuntimeSession(ProviderSession):

@@ -42,12 +42,13 @@ Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Built(NamedTuple):
-    """A network ready to run: how, by which version of the package, by which code, and the device's clock if any."""
+    """A network ready to run: how, by which version of the package, by which code; the device's clock and its kind."""
 
     run: Run
     version: str
     kernel_path: str
     device_clock: DeviceClock | None = None
+    clock: gpu.ClockKind = "events"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Entry:
         twin: name of the batch-norm candidate that a CBN one is compared with.
         version: of the runtime's package, "" if it is absent.
         kernel_path: which code computes the layer.
+        clock: what tells the time on the device; ``None`` without a device.
         candidate: what the benchmark runs; ``None`` if skipped.
         skipped: one sentence; ``None`` if there is a candidate.
     """
@@ -71,6 +73,7 @@ class Entry:
     twin: str = ""
     version: str = ""
     kernel_path: str = ""
+    clock: gpu.ClockKind | None = None
     candidate: Candidate | None = None
     skipped: str | None = None
 
@@ -158,6 +161,7 @@ def _entry(label: NetworkLabel, runtime: str, workspace: _Workspace) -> Entry:
         twin=twin,
         version=built.version,
         kernel_path=built.kernel_path,
+        clock=None if built.device_clock is None else built.clock,
         candidate=Candidate(
             name=name,
             run=built.run,
@@ -242,6 +246,18 @@ def _cuda(make: Callable[[torch.nn.Module], tuple[Run, DeviceClock]], path: str)
     return build
 
 
+def _onnxruntime_cuda(*, flat: bool) -> Callable[[Network, _Workspace], Built]:
+    def build(network: Network, workspace: _Workspace) -> Built:
+        session, device_clock, kind = gpu.onnxruntime_on_cuda(
+            workspace.onnx_file(network, flat=flat), workspace.threads
+        )
+        workspace.stack.enter_context(session)
+        info = session.describe()
+        return Built(lambda images: session.run(images).logits, info.version, info.kernel_path, device_clock, kind)
+
+    return build
+
+
 def _tensorrt(*, flat: bool) -> Callable[[Network, _Workspace], Built]:
     def build(network: Network, workspace: _Workspace) -> Built:
         session = gpu.engine(workspace.onnx_file(network, flat=flat), workspace.largest_batch)
@@ -316,11 +332,11 @@ RUNTIMES: Mapping[str, Runtime] = {
         title="PyTorch in CUDA graphs", build=_cuda(gpu.graphs_on_cuda, "eager"), missing=gpu.why_no_cuda
     ),
     "ort-cuda": Runtime(
-        title="ONNX Runtime on CUDA", build=_session("onnxruntime-cuda"), missing=gpu.why_no_onnxruntime_cuda
+        title="ONNX Runtime on CUDA", build=_onnxruntime_cuda(flat=False), missing=gpu.why_no_onnxruntime_cuda
     ),
     "ort-cuda-portable": Runtime(
         title="ONNX Runtime on CUDA, portable",
-        build=_session("onnxruntime-cuda", flat=True),
+        build=_onnxruntime_cuda(flat=True),
         missing=gpu.why_no_onnxruntime_cuda,
         networks=("cbn",),
         twin="ort-cuda",

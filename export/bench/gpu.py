@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -20,14 +21,17 @@ from torch import nn
 
 from cbn_deploy.benchmark import DeviceClock
 from cbn_deploy.errors import CbnError
+from cbn_deploy.runtime.onnxruntime_cuda_session import OnnxRuntimeCudaSession
 from cbn_deploy.runtime.tensorrt_session import TensorRtSession
 from export.bench.compiler import quiet_compilation
 
 __all__ = [
+    "ClockKind",
     "compiled_on_cuda",
     "eager_on_cuda",
     "engine",
     "graphs_on_cuda",
+    "onnxruntime_on_cuda",
     "tf32_off",
     "why_no_cuda",
     "why_no_onnxruntime_cuda",
@@ -35,6 +39,8 @@ __all__ = [
 ]
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+# What a candidate's DeviceClock goes by: the device's events, or the host's clock where those are not to be had.
+ClockKind = Literal["events", "host"]
 _WARM_UPS = 3
 
 
@@ -124,6 +130,35 @@ def engine(path: Path, largest: int) -> TensorRtSession:
     return TensorRtSession(output)
 
 
+def onnxruntime_on_cuda(path: Path, threads: int) -> tuple[OnnxRuntimeCudaSession, DeviceClock, ClockKind]:
+    """An exported file in onnxruntime's CUDA provider, and a clock for it: of the device where PyTorch has CUDA.
+
+    onnxruntime works on a stream of PyTorch's then, whose events tell the device's time. Without it the host's clock
+    tells how long a run takes from its call until the GPU has finished, which launching is a part of.
+    """
+    if why_no_cuda() is None:
+        new_stream: Callable[[], Any] = torch.cuda.Stream  # its constructor has no types
+        stream = new_stream()  # not the current one: CUDA's default stream is 0, which onnxruntime takes for none
+        session = OnnxRuntimeCudaSession(path, threads, stream=stream.cuda_stream)
+
+        def by_events(images: NDArray[np.float32], calls: int) -> list[float]:
+            return _between_events(session.run_on_device(images, wait=False), calls, stream)
+
+        return session, by_events, "events"
+    session = OnnxRuntimeCudaSession(path, threads)
+
+    def by_host(images: NDArray[np.float32], calls: int) -> list[float]:
+        run = session.run_on_device(images, wait=True)
+        run()
+        marks = [time.perf_counter()]
+        for _ in range(calls):
+            run()
+            marks.append(time.perf_counter())
+        return [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
+
+    return session, by_host, "host"
+
+
 def _copied_to_cuda(module: nn.Module) -> nn.Module:
     """The CPU's candidates keep theirs."""
     return copy.deepcopy(module).to("cuda")
@@ -137,18 +172,24 @@ def _on_cuda(call: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Run, DeviceC
 
     def device_milliseconds(images: NDArray[np.float32], calls: int) -> list[float]:
         on_device = torch.from_numpy(images).to("cuda")
-        event: Callable[..., Any] = torch.cuda.Event  # its constructor has no types
-        marks = [event(enable_timing=True) for _ in range(calls + 1)]
         with torch.inference_mode():
-            call(on_device)
-            marks[0].record()
-            for mark in marks[1:]:
-                call(on_device)
-                mark.record()
-        torch.cuda.synchronize()
-        return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
+            return _between_events(lambda: call(on_device), calls, torch.cuda.current_stream())
 
     return run, device_milliseconds
+
+
+def _between_events(enqueue: Callable[[], object], calls: int, stream: Any) -> list[float]:
+    """Milliseconds from one event on ``stream`` to the next, with one call of ``enqueue`` between them."""
+    event: Callable[..., Any] = torch.cuda.Event  # its constructor has no types
+    marks = [event(enable_timing=True) for _ in range(calls + 1)]
+    torch.cuda.synchronize()  # what was copied to the device is there
+    enqueue()
+    marks[0].record(stream)
+    for mark in marks[1:]:
+        enqueue()
+        mark.record(stream)
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
 
 
 def _record(model: nn.Module, images: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.benchmark import Outcome, Parity, Ratio, Summary, paired_ratio, summarize
 from export.bench.candidates import RUNTIMES, Entry
+from export.bench.gpu import ClockKind
 
 __all__ = ["BenchReport", "CandidateReport", "Timing", "candidate_reports", "three_digits", "timings", "to_json"]
 
@@ -35,6 +36,8 @@ class CandidateReport:
         title: of the runtime, for people.
         version: of the runtime's package.
         kernel_path: which code computed the layer.
+        clock: what told the time on the device: its "events", or the "host"'s clock, launching included; ``None``
+            without a device.
         status: "failed" if it disagreed or crashed, "skipped" if it could not be built.
         reason: why it was not measured, one sentence or phrase; ``None`` if it was.
         parity: ``None`` if skipped.
@@ -46,6 +49,7 @@ class CandidateReport:
     title: str
     version: str
     kernel_path: str
+    clock: ClockKind | None
     status: Status
     reason: str | None
     parity: Parity | None
@@ -62,7 +66,7 @@ class Timing:
         times_twin: this latency over the batch-norm twin's in the same runtime; ``None`` for a twin or without one.
         speedup_over_paper: latency of eager PyTorch with the paper's formula over this one; other CBN candidates only.
         calls_ns: (rounds, calls), nanoseconds of every timed call.
-        device: milliseconds a batch by the device's own clock, copies aside; ``None`` where there is none.
+        device: milliseconds a batch on the device by the candidate's ``clock``, copies aside; ``None`` without one.
         device_times_twin: ``device`` over the twin's, quotient of the medians.
     """
 
@@ -166,6 +170,7 @@ def _candidate_report(entry: Entry, parity: Parity | None) -> CandidateReport:
         title=RUNTIMES[entry.runtime].title,
         version=entry.version,
         kernel_path=entry.kernel_path,
+        clock=entry.clock,
         status=status,
         reason=entry.skipped if parity is None else parity.failure,
         parity=parity,

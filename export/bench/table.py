@@ -28,7 +28,7 @@ def render(report: BenchReport) -> Iterator[RenderableType]:
         yield _device_table(report)
         if any(candidate.clock == "host" for candidate in report.candidates):
             yield Text(
-                "clock host: PyTorch has no CUDA to lend its events, so that launching is timed too.", style="dim"
+                "Clock host: without a PyTorch for CUDA there are no events; launching is timed too.", style="dim"
             )
     yield Text(
         "Percentiles are over all timed calls. x twin: how many times slower than bn/, the same network with plain "

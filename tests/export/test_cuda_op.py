@@ -431,7 +431,7 @@ def cuda_session(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """onnxruntime-cuda with the CPU's provider and the stand-ins for the library and the driver."""
     library = replace(stand_in.library, path=stand_in.ops)
     monkeypatch.setattr(onnxruntime_cuda_session, "_PROVIDER", "CPUExecutionProvider")
-    monkeypatch.setattr(onnxruntime_cuda_session, "_PROVIDERS", ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_cuda_session, "_providers", lambda _stream: ["CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime_cuda_session, "native_library", lambda: library)
     return stand_in
 
