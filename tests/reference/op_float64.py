@@ -75,7 +75,8 @@ def compound_batch_normalization(
         y=np.maximum(y, 0) if relu else y,
         posterior=_spatial(w, shape),
         y_condition=y_condition,
-        posterior_condition=_spatial(w + move / unit, shape),
+        # The value that is rounded is the one that has moved.
+        posterior_condition=_spatial(w + move + move / unit, shape),
     )
 
 
