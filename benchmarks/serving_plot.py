@@ -37,7 +37,7 @@ def save_plot(result: dict[str, Any], workloads: Sequence[str], path: Path) -> N
             panel.set_xlabel("requests under way")
             panel.set_xscale("log", base=2)
             panel.set_xticks(concurrency, [str(value) for value in concurrency])
-            panel.legend(fontsize=8)
+    figure.legend(*throughput.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(f"{result['machine']['cpu']}, {result['threads']} threads, client on the same CPUs", fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
