@@ -15,14 +15,13 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
+
+from training_runs import CBN_TRAIN, ROOT, file_name, spread
 
 from cbn_deploy.machine import describe_machine
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "digits_variants.json"
 
 # name -> settings. "default" is the recipe as it stands.
@@ -71,10 +70,10 @@ def main() -> None:
 
 def train(variant: str, seed: int) -> dict[str, Any]:
     """One run; the figures of its last epoch. A run that diverges is a result, too."""
-    out = ROOT / "runs" / "digits-variants" / f"{variant}-{seed}".replace(" ", "").replace(",", "_")
+    out = ROOT / "runs" / "digits-variants" / file_name(variant, seed)
     settings = [word for setting in (*VARIANTS[variant], f"seed={seed}") for word in ("--set", setting)]
     command = [
-        str(Path(sys.executable).with_name("cbn-train")),
+        CBN_TRAIN,
         "digits-lt",
         "--threads",
         "1",
@@ -121,12 +120,6 @@ def print_table(runs: dict[str, dict[str, Any]]) -> None:
             f"| {spread([row['few'] for row in finished])} | {shown} "
             f"| {statistics.mean(row['dead'] for row in finished):.1f} |"
         )
-
-
-def spread(fractions: list[float]) -> str:
-    """Per cent: mean ± standard deviation."""
-    deviation = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
-    return f"{100 * statistics.mean(fractions):.1f}{deviation}"
 
 
 if __name__ == "__main__":
