@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from cbn_deploy.cli import run_cli
 from serving.config_file import to_toml
 from serving.logs import configure_logging
 from serving.settings import ENV_PREFIX, ServingSettings, load_settings, unknown_variables
+from serving.signals import exit_on_sigterm
 
 __all__ = ["main"]
 
@@ -115,7 +115,7 @@ def serve(
 def main() -> None:
     """Entry point of ``cbn-serve``."""
     configure_logging()
-    signal.signal(signal.SIGTERM, _exit_cleanly)
+    exit_on_sigterm()
     run_cli(app)
 
 
@@ -133,8 +133,3 @@ def _as_config(settings: ServingSettings, given: Mapping[str, object]) -> str:
         else:
             notes[name] = "file" if name in settings.model_fields_set else "default"
     return to_toml(values, notes)
-
-
-def _exit_cleanly(*_: object) -> None:
-    """SIGTERM while loading ends the process; while serving, uvicorn drains first and raises it again afterwards."""
-    raise SystemExit(0)

@@ -128,7 +128,7 @@ class LineHandler(logging.Handler):
     def _write_later(self) -> None:
         while self._waiting.wait():
             time.sleep(_TOGETHER_SECONDS)
-            with contextlib.suppress(OSError, ValueError):  # a closed stream or a full disk: the next line tries again
+            with contextlib.suppress(OSError, ValueError):  # a closed stream or a full disk: the next line may do
                 self.flush()
 
 

@@ -22,6 +22,7 @@ from serving.logs import configure_logging
 from serving.models import ServedModel
 from serving.process import model_names, tls_files, uvicorn_config, without_created_series
 from serving.services import Services
+from serving.signals import exit_on_sigterm
 from serving.workers.channel import Channel, ChannelError, Message, send_at_once
 from serving.workers.handover import ConnectionReceiver
 from serving.workers.parent import end_with_parent
@@ -68,14 +69,9 @@ def _set_up(start: WorkerStart) -> None:
     without_created_series()
     # The terminal's Ctrl-C goes to the parent's group; the parent passes it on.
     os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, _exit_cleanly)
+    exit_on_sigterm()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     end_with_parent(start.end_seconds)
-
-
-def _exit_cleanly(*_: object) -> None:
-    """SIGTERM while loading ends the process; while serving, uvicorn drains first and raises it again afterwards."""
-    raise SystemExit(0)
 
 
 def _with_worker(number: int, record: logging.LogRecord) -> bool:
