@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import onnx
 import pytest
 
 from cbn_deploy.native_library import native_library
-from export.cli import main
 from export.render import parity_table, summary_table
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["cbn-export", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    return int(exit_.value.code or 0)
+from tests.export.command import cbn_export
 
 
 def test_export_and_what_it_prints(
     checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "deploy" / "model.onnx"
-    assert run(monkeypatch, checkpoint_path, "-o", output, "--with-posterior") == 0
+    assert cbn_export(monkeypatch, checkpoint_path, "-o", output, "--with-posterior") == 0
     printed = capsys.readouterr().out
     assert "CompoundBatchNormalizationAddRelu" in printed
     assert "256 inputs (64 real images)" in printed
@@ -36,7 +27,7 @@ def test_export_and_what_it_prints(
 
 
 def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "--help") == 0
+    assert cbn_export(monkeypatch, "--help") == 0
     printed = capsys.readouterr().out
     assert "Examples" in printed
     for option in ("--output", "--inline", "--with-posterior", "--precision", "--target", "--data"):
@@ -70,7 +61,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 ) -> None:
     (tmp_path / "text.pt").write_text("not a checkpoint")
     filled = [argument.format(tmp=tmp_path, checkpoint=checkpoint_path) for argument in arguments]
-    assert run(monkeypatch, *filled) == 2
+    assert cbn_export(monkeypatch, *filled) == 2
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert "Traceback" not in captured.err

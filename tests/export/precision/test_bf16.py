@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from cbn_deploy.errors import ModelFileError, ParityError
 from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.factory import open_session
 from export import ExportOptions, ExportResult, export_checkpoint
-from export.cli import main
 from export.op import DOMAIN
 from export.op_check import ort_session
 from export.precision.emulation import emulate
 from export.precision.same_graph import check_types, require_same_graph
+from tests.export.command import cbn_export
 from tests.export.conftest import FEW
 from tests.export.precision.conftest import DIGITS, PREPROCESSING
 
@@ -262,22 +261,14 @@ def test_a_cpu_session_says_what_to_do(bf16: ExportResult) -> None:
         open_session(bf16.path, "onnxruntime", 1)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["cbn-export", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    return int(exit_.value.code or 0)
-
-
 def test_the_command_line(
     trained_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--precision", "bf16", "--data", "digits", "--max-drop", "3"]
-    assert run(monkeypatch, trained_path, "-o", tmp_path / "model.onnx", *arguments) == 0
+    assert cbn_export(monkeypatch, trained_path, "-o", tmp_path / "model.onnx", *arguments) == 0
     printed = capsys.readouterr().out
     assert "bf16, emulated, against the float32 checkpoint on 400 test images of digits" in printed
     assert "Judged by an emulation, not by running the file" in printed
-    assert run(monkeypatch, trained_path, "-o", tmp_path / "repository", *arguments, "--target", "triton") == 2
+    assert cbn_export(monkeypatch, trained_path, "-o", tmp_path / "repository", *arguments, "--target", "triton") == 2
     assert "bf16 is for engines" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

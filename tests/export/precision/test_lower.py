@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ from cbn_deploy.runtime.factory import open_session
 from cbn_deploy.training import evaluate_predictions
 from cbn_deploy.training.predictions import predict
 from export import ExportOptions, ExportResult, export_checkpoint
-from export.cli import main
 from export.precision import DEFAULT_MAX_DROP
 from export.render import accuracy_table, precision_ops_table
+from tests.export.command import cbn_export
 from tests.export.conftest import FEW
 from tests.export.precision.conftest import DIGITS, make_trained_checkpoint
 
@@ -133,19 +132,11 @@ def test_labelled_test_images_are_asked_for(trained_path: Path, tmp_path: Path) 
         export_checkpoint(trained_path, tmp_path / "model.onnx", dataclasses.replace(INT8, data=None))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["cbn-export", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    return int(exit_.value.code or 0)
-
-
 def test_the_command_line(
     trained_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "int8.onnx"
-    assert run(monkeypatch, trained_path, "-o", output, "--precision", "int8", "--data", "digits") == 0
+    assert cbn_export(monkeypatch, trained_path, "-o", output, "--precision", "int8", "--data", "digits") == 0
     printed = capsys.readouterr().out
     assert "Calibrated on 438 training images of digits-lt." in printed
     assert "int8 against the float32 checkpoint on 400 test images of digits" in printed
@@ -176,7 +167,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     filled = [argument.format(tmp=tmp_path) for argument in arguments]
-    assert run(monkeypatch, trained_path, "-o", tmp_path / "model.onnx", *filled) == 2
+    assert cbn_export(monkeypatch, trained_path, "-o", tmp_path / "model.onnx", *filled) == 2
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert "Traceback" not in captured.err
