@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paper_readings import CHOICES, DUAL_CHOICES
 from training_runs import ROOT, Run, file_name, print_table, read_results, train
 
 RESULTS = ROOT / "benchmarks" / "results" / "cifar10_lt"
@@ -40,30 +41,6 @@ TABLE2: Mapping[str, tuple[str, ...]] = {
     "CBN + SBN + DPL": (),
 }
 
-# One choice changed at a time.
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "density joint": ("norm.density_scale=joint",),
-    "density 1/D": ("norm.density_scale=mean_channels",),
-    "posterior detached": ("norm.posterior_gradient=false",),
-    "momentum 0.9": ("norm.momentum=0.9",),
-    "init variance_ladder": ("norm.initialization=variance_ladder",),
-    "init first_batch": ("norm.initialization=first_batch",),
-    "init identical": ("norm.initialization=identical",),
-    "update_then_read, momentum 0.9": ("statistics=update_then_read", "norm.momentum=0.9"),
-    "update_then_read, momentum 0.1": ("statistics=update_then_read",),
-    "algorithm2, momentum 0.9": ("statistics=algorithm2", "norm.momentum=0.9"),
-    "algorithm2, momentum 0.1": ("statistics=algorithm2",),
-}
-DUAL_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "normaliser shared": ("norm.normalizer=shared",),
-    "density joint": ("norm.density_scale=joint",),
-    "density 1/D": ("norm.density_scale=mean_channels",),
-    "posterior detached": ("norm.posterior_gradient=false",),
-    "groups strided": ("norm.class_grouping=strided",),
-    "groups by frequency": ("norm.class_grouping=frequency",),
-    "split affine separate": ("norm.split_affine=separate",),
-}
-
 
 @dataclass(frozen=True)
 class Study:
@@ -79,10 +56,12 @@ STUDIES: Mapping[str, Study] = {
     # Two views by crop and flip alone: at ten epochs AutoAugment only slows every row down.
     "readings": Study(
         (*SMALL, "epochs=10", "schedule.evaluate_every=10", *PLAIN_VIEWS),
-        TABLE2
-        | {"CBN + SBN, normaliser shared": (*NO_CONSISTENCY, "norm.normalizer=shared")}
-        | {f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()}
-        | {f"CBN + SBN + DPL, {name}": change for name, change in DUAL_CHOICES.items()},
+        {
+            **TABLE2,
+            "CBN + SBN, normaliser shared": (*NO_CONSISTENCY, "norm.normalizer=shared"),
+            **{f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()},
+            **{f"CBN + SBN + DPL, {name}": change for name, change in DUAL_CHOICES.items()},
+        },
     ),
     "table2": Study((*SMALL, "epochs=20", "schedule.evaluate_every=5"), TABLE2),
 }

@@ -2,6 +2,7 @@
 
     python benchmarks/photo_folders.py --data DIR --study small --seeds 3 --jobs 2
     python benchmarks/photo_folders.py --data DIR --study half-size --seeds 3
+    python benchmarks/photo_folders.py --data DIR --study small --readings --seeds 2
     python benchmarks/photo_folders.py --table small
 
 `small`: ten random classes of CIFAR-100 with 250 to 5 training images (rho 50; 694 in all), others for every seed,
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from paper_readings import CHOICES
 from PIL import Image
 from training_runs import ROOT, Run, file_name, print_table, read_results, train
 
@@ -34,15 +36,21 @@ from cbn_deploy.data import DataConfig, ImageSet, load_data, long_tail_counts
 WORK = ROOT / "runs" / "photo-folders"
 RESULTS = ROOT / "benchmarks" / "results" / "photo_folders"
 
+ONE_PATH = ("loss.paths=compound",)
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "BN": ("loss.paths=compound",),
+    "BN": ONE_PATH,
     "BN, two views": ("loss.paths=two_views",),
-    "CBN": ("loss.paths=compound",),
+    "CBN": ONE_PATH,
     "CBN, two views": ("loss.paths=two_views",),
     "CBN + SBN + DPL": (),
     "CBN + SBN + DPL, normaliser shared": ("norm.normalizer=shared",),
     "BN + SBN + DPL": ("components=1", "norm.split_groups=4"),
 }
+READINGS: Mapping[str, tuple[str, ...]] = {
+    **{f"CBN, {components} components": (*ONE_PATH, f"components={components}") for components in (1, 2, 8)},
+    **{f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()},
+}
+ALL = {**VARIANTS, **READINGS}
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files, as for cbn-train")
     parser.add_argument("--study", choices=STUDIES, default="small")
     parser.add_argument("--table", choices=STUDIES, help="print the table of the finished runs and stop")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=ALL, help="these rows alone")
+    parser.add_argument(
+        "--readings", action="store_true", help="the paper's open choices, one at a time, instead of the usual rows"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -69,20 +80,19 @@ def main() -> None:
             parser.error("--data is needed to train")
         study = arguments.study
         folders = [STUDIES[study].write(arguments.data, seed) for seed in range(arguments.seeds)]
-        runs = [
-            run_of(study, variant, seed, folder) for seed, folder in enumerate(folders) for variant in arguments.only
-        ]
+        variants = arguments.only or (READINGS if arguments.readings else VARIANTS)
+        runs = [run_of(study, variant, seed, folder) for seed, folder in enumerate(folders) for variant in variants]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             for line in pool.map(train, runs):
                 print(line, flush=True)
-    print_table(VARIANTS, read_results(RESULTS / (arguments.table or arguments.study)))
+    print_table(ALL, read_results(RESULTS / (arguments.table or arguments.study)))
 
 
 def run_of(study: str, variant: str, seed: int, folder: Path) -> Run:
     """The variant's training in the study."""
     name = file_name(variant, seed)
     model = STUDIES[study].model + ("-bn" if variant in ("BN", "BN, two views") else "")
-    settings = (f"model={model}", *STUDIES[study].settings, *VARIANTS[variant], f"seed={seed}")
+    settings = (f"model={model}", *STUDIES[study].settings, *ALL[variant], f"seed={seed}")
     return Run(variant, seed, "image-folder", settings, folder, WORK / study / name, RESULTS / study / f"{name}.json")
 
 
