@@ -33,8 +33,8 @@ from cbn_deploy.machine import describe_machine, is_busy
 from cbn_deploy.models import ArchitectureConfig, bn_twin, create_model
 from cbn_deploy.native_library import native_library
 from cbn_deploy.norm import NormConfig, freeze
-from cbn_deploy.runtime.blocked_layout import blocked_session
 from cbn_deploy.runtime.description import Preprocessing
+from cbn_deploy.runtime.native_layouts import native_layout_session
 from export.bench.networks import paper_formula
 from export.precision.fold import fold_batch_norm
 from export.precision.int8 import quantize_int8
@@ -137,7 +137,7 @@ def _bn(twin: torch.nn.Module, images: torch.Tensor, threads: int) -> Run:
 
 def _cbn(cbn: torch.nn.Module, images: torch.Tensor, threads: int) -> dict[str, Run]:
     content = to_onnx(freeze(cbn), images[:1]).SerializeToString()
-    session, _ = blocked_session(content, lambda: _options(threads, fused=True))
+    session, _ = native_layout_session(content, lambda: _options(threads, fused=True))
     return {
         "CBN fused": _logits(session),
         "CBN fused, planar": _logits(onnxruntime.InferenceSession(content, _options(threads, fused=True))),
@@ -150,7 +150,7 @@ def _int8(model: torch.nn.Module, images: torch.Tensor, threads: int) -> Run:
     calibration = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
     graph = fold_batch_norm(build_graph(freeze(model), images[:1]))
     content = ir.serde.serialize_model(quantize_int8(graph, calibration, PREPROCESSING)).SerializeToString()
-    session, _ = blocked_session(content, lambda: _options(threads, fused=True))
+    session, _ = native_layout_session(content, lambda: _options(threads, fused=True))
     return _logits(session)
 
 

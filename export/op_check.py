@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.errors import ParityError
 from cbn_deploy.native_library import NativeLibrary, native_library
-from cbn_deploy.runtime.blocked_layout import blocked_session
+from cbn_deploy.runtime.native_layouts import native_layout_session
 from export.inputs import ParityInputs
 from export.op import DOMAIN
 from export.op_parity import OpComparison
@@ -125,7 +125,7 @@ def ort_session(model: onnx.ModelProto, native: NativeLibrary | None = None) -> 
     content = model.SerializeToString()
     if native is None:
         return onnxruntime.InferenceSession(content, _options(None), providers=["CPUExecutionProvider"])
-    return blocked_session(content, lambda: _options(native))[0]
+    return native_layout_session(content, lambda: _options(native))[0]
 
 
 def _options(native: NativeLibrary | None) -> onnxruntime.SessionOptions:

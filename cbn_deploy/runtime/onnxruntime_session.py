@@ -121,10 +121,10 @@ def session_options(threads: int, library: NativeLibrary | None, spin: bool = Tr
 
 def _load_fused(content: bytes, make_options: Callable[[], Any]) -> tuple[Any, int | None]:
     try:
-        from cbn_deploy.runtime.blocked_layout import blocked_session
+        from cbn_deploy.runtime.native_layouts import native_layout_session
     except ModuleNotFoundError:  # without the `onnx` package the graph cannot be edited: tensors are reordered
         return onnxruntime.InferenceSession(content, make_options(), providers=["CPUExecutionProvider"]), None
-    return blocked_session(content, make_options)
+    return native_layout_session(content, make_options)
 
 
 def _signatures(values: list[Any]) -> dict[str, TensorSignature]:

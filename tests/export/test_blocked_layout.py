@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from cbn_deploy.native_library import native_library
 from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig, freeze
-from cbn_deploy.runtime import blocked_layout
-from cbn_deploy.runtime.blocked_layout import BLOCKED_OP_DOMAIN, block_channels, blocked_session, keep_blocked
+from cbn_deploy.runtime import native_layouts
+from cbn_deploy.runtime.blocked_layout import BLOCKED_OP_DOMAIN, block_channels, keep_blocked
 from cbn_deploy.runtime.factory import open_session
+from cbn_deploy.runtime.native_layouts import native_layout_session
 from export import ExportResult
 from export.op import DOMAIN
 from export.to_onnx import to_onnx
@@ -133,7 +134,7 @@ def test_the_layout_changes_no_answer(name: str, with_posterior: bool, tmp_path:
     frozen = freeze(module)
     content = to_onnx(frozen, torch.randn(1, 3, 9, 11), with_posterior=with_posterior).SerializeToString()
     assert replaced_nodes(content, tmp_path) == count
-    session, block = blocked_session(content, options)
+    session, block = native_layout_session(content, options)
     assert block == (block_channels() if count else None)
     images = torch.randn(3, 3, 9, 11)
     found = session.run(None, {"images": images.numpy()})
@@ -165,20 +166,20 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
 
 
 def falls_back(content: bytes) -> None:
-    session, block = blocked_session(content, options)
+    session, block = native_layout_session(content, options)
     assert block is None
     np.testing.assert_array_equal(session.run(None, {"images": IMAGES})[0], planar_answers(content, IMAGES)[0])
 
 
 def test_without_the_layout_tensors_are_reordered(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked_layout, "block_channels", lambda: None)
+    monkeypatch.setattr(native_layouts, "block_channels", lambda: None)
     falls_back(content)
 
 
 def test_without_room_for_a_temporary_file(
     content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(blocked_layout.tempfile, "tempdir", "/proc/no/such/folder")
+    monkeypatch.setattr(native_layouts.tempfile, "tempdir", "/proc/no/such/folder")
     with caplog.at_level(logging.WARNING):
         falls_back(content)
     assert "Tensors are reordered around the op" in caplog.text
@@ -190,7 +191,7 @@ def test_a_layout_that_is_not_the_one_we_know_is_noticed(
 ) -> None:
     block = block_channels()
     assert block is not None
-    monkeypatch.setattr(blocked_layout, "block_channels", lambda: wrong(block))
+    monkeypatch.setattr(native_layouts, "block_channels", lambda: wrong(block))
     with caplog.at_level(logging.WARNING):
         falls_back(content)
     assert "Tensors are reordered around the op" in caplog.text
@@ -199,7 +200,7 @@ def test_a_layout_that_is_not_the_one_we_know_is_noticed(
 def test_wrong_answers_are_noticed(
     content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    right = blocked_layout.keep_blocked
+    right = native_layouts.keep_blocked
 
     def spoil(model: onnx.ModelProto, block: int) -> int:
         count = right(model, block)
@@ -209,7 +210,7 @@ def test_wrong_answers_are_noticed(
                 node.input[2], node.input[-1] = node.input[-1], node.input[2]
         return count
 
-    monkeypatch.setattr(blocked_layout, "keep_blocked", spoil)
+    monkeypatch.setattr(native_layouts, "keep_blocked", spoil)
     with caplog.at_level(logging.WARNING):
         falls_back(content)
     assert "does not give the same answers" in caplog.text
@@ -218,7 +219,7 @@ def test_wrong_answers_are_noticed(
 def test_without_the_onnx_package_the_model_still_runs_fused(
     exported: ExportResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "cbn_deploy.runtime.blocked_layout")
+    monkeypatch.delitem(sys.modules, "cbn_deploy.runtime.native_layouts")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with open_session(exported.path) as session:
         info = session.describe()
@@ -230,7 +231,7 @@ def test_sixteen_sessions_open_and_run_at_once(content: bytes) -> None:
     expected = planar_answers(content, IMAGES)[0]
 
     def life(_: int) -> list[NDArray[np.float32]]:
-        session, block = blocked_session(content, options)
+        session, block = native_layout_session(content, options)
         assert block == block_channels()
         return [session.run(None, {"images": IMAGES})[0] for _ in range(5)]
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from cbn_deploy.data import load_digits_lt
 from cbn_deploy.native_library import native_library
 from cbn_deploy.norm import freeze
-from cbn_deploy.runtime import blocked_layout
-from cbn_deploy.runtime.blocked_layout import blocked_session
+from cbn_deploy.runtime import native_layouts
 from cbn_deploy.runtime.channels_last import CHANNELS_LAST_OP_DOMAIN, keep_channels_last
 from cbn_deploy.runtime.factory import open_session
+from cbn_deploy.runtime.native_layouts import native_layout_session
 from cbn_deploy.runtime.preprocessing import normalize, resize
 from export import ExportResult
 from export.op import DOMAIN
@@ -145,7 +145,7 @@ def test_answers_differ_by_rounding_ties_only(name: str, tmp_path: Path) -> None
     assert keep_channels_last(model) == count
     assert len(replaced(model)) == count
     onnx.checker.check_model(model)
-    session, _ = blocked_session(content, options)
+    session, _ = native_layout_session(content, options)
     (now,), (planar,) = session.run(None, {"images": FEED}), planar_answers(content, FEED)
     nearly_equal(now, planar)
 
@@ -154,7 +154,7 @@ def test_a_node_whose_posterior_is_asked_for_stays(tmp_path: Path) -> None:
     torch.manual_seed(0)
     content = quantized(Network(conv(32)), with_posterior=True)
     assert keep_channels_last(optimized(content, tmp_path)) == 0
-    session, _ = blocked_session(content, options)
+    session, _ = native_layout_session(content, options)
     for now, planar in zip(session.run(None, {"images": FEED}), planar_answers(content, FEED), strict=True):
         np.testing.assert_allclose(now, planar, **tolerance("runtime float32"))
 
@@ -214,8 +214,8 @@ def test_what_does_not_fit_stays(
 def test_without_the_blocked_layout_8_bit_tensors_are_still_kept(
     four_layers: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked_layout, "block_channels", lambda: None)
-    session, block = blocked_session(four_layers, options)
+    monkeypatch.setattr(native_layouts, "block_channels", lambda: None)
+    session, block = native_layout_session(four_layers, options)
     assert block is None
     planar = planar_answers(four_layers, FEED)[0]
     now = session.run(None, {"images": FEED})[0]
@@ -232,9 +232,9 @@ def test_wrong_answers_are_noticed(
             found.CopyFrom(onnx.helper.make_attribute(attribute, found.f * 2 if found.f else found.i // 2 + 30))
         return count
 
-    monkeypatch.setattr(blocked_layout, "keep_channels_last", spoil)
+    monkeypatch.setattr(native_layouts, "keep_channels_last", spoil)
     with caplog.at_level(logging.WARNING):
-        session, block = blocked_session(four_layers, options)
+        session, block = native_layout_session(four_layers, options)
     assert block is None
     assert "does not give the same answers" in caplog.text
     np.testing.assert_array_equal(session.run(None, {"images": FEED})[0], planar_answers(four_layers, FEED)[0])
