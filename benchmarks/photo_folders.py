@@ -9,8 +9,8 @@
 ResNet-20, 60 epochs, everything else as the recipe has it.
 `half-size`: CIFAR-10-LT (rho 100) at 16 x 16 pixels, so that a CPU can afford a longer schedule: ResNet-8, 60 epochs,
 batches of 128, crop and flip.
-`small-plain-views`, `small-resnet8`, `small-long`, `half-size-strong-views`, `half-size-resnet20`: one thing changed,
-to tell what the difference between batch norm and CBN depends on: AutoAugment and cutout, depth, epochs (180).
+The others change one thing, to tell what the difference between batch norm and CBN depends on: AutoAugment and cutout,
+depth, or epochs (`long`: 180).
 
 Both write PNG files into train/CLASS and test/CLASS and run `cbn-train image-folder` on them (:mod:`training_runs`);
 all test images of the classes are used.
@@ -152,6 +152,7 @@ STUDIES: Mapping[str, Study] = {
     "small-plain-views": Study(small_set, "resnet20", (*SMALL, *PLAIN_VIEWS)),
     "small-resnet8": Study(small_set, "resnet8", SMALL),
     "small-long": Study(small_set, "resnet20", (*SMALL, "epochs=180")),
+    "small-long-plain-views": Study(small_set, "resnet20", (*SMALL, "epochs=180", *PLAIN_VIEWS)),
     "half-size": Study(half_size, "resnet8", (*HALF_SIZE, *PLAIN_VIEWS)),
     "half-size-strong-views": Study(half_size, "resnet8", HALF_SIZE),
     "half-size-resnet20": Study(half_size, "resnet20", (*HALF_SIZE, *PLAIN_VIEWS)),
