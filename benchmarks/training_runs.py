@@ -75,23 +75,30 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]]) -> None:
-    """Markdown: mean and standard deviation over the seeds, last epoch; a variant without a run has no row."""
-    print("\n| training | seeds | top-1 | tail three | pixel entropy | dead components |\n|---|---|---|---|---|---|")
+    """Markdown: mean and standard deviation over the seeds, last epoch; a variant without a run has no row.
+
+    The gain is what lies between a variant and "BN" of the same seed, in points of top-1.
+    """
+    print("\n| training | seeds | top-1 | gain, seed by seed | tail three | pixel entropy | dead components |")
+    print("|---|---|---|---|---|---|---|")
+    baseline = {row["seed"]: row["top1"] for row in results if row["variant"] == "BN" and "top1" in row}
     for variant in variants:
         rows = [row for row in results if row["variant"] == variant]
         finished = [row for row in rows if "top1" in row]
         if not rows:
             continue
         if not finished:
-            print(f"| {variant} | {len(rows)} | diverged | | | |")
+            print(f"| {variant} | {len(rows)} | diverged | | | | |")
             continue
+        gains = [100 * (row["top1"] - baseline[row["seed"]]) for row in finished if row["seed"] in baseline]
+        gain = "-" if variant == "BN" else ", ".join(f"{value:+.1f}" for value in gains)
         layers = [layer for row in finished for layer in row["mixture"].values() if len(layer["occupancy"]) > 1]
         entropy = f"{statistics.mean(layer['pixel_entropy'] for layer in layers):.2f}" if layers else "-"
         dead = f"{sum(layer['dead'] for layer in layers) / len(finished):.1f}" if layers else "-"
         lost = f" ({len(rows) - len(finished)} diverged)" if len(finished) < len(rows) else ""
         tail = spread([rarest_three(row) for row in finished])
         print(
-            f"| {variant} | {len(rows)}{lost} | {spread([row['top1'] for row in finished])} | {tail} "
+            f"| {variant} | {len(rows)}{lost} | {spread([row['top1'] for row in finished])} | {gain} | {tail} "
             f"| {entropy} | {dead} |"
         )
 
