@@ -37,14 +37,15 @@ WORK = ROOT / "runs" / "photo-folders"
 RESULTS = ROOT / "benchmarks" / "results" / "photo_folders"
 
 ONE_PATH = ("loss.paths=compound",)
+DUAL_PATH = ("loss.paths=compound+split",)
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "BN": ONE_PATH,
     "BN, two views": ("loss.paths=two_views",),
     "CBN": ONE_PATH,
     "CBN, two views": ("loss.paths=two_views",),
-    "CBN + SBN + DPL": (),
-    "CBN + SBN + DPL, normaliser shared": ("norm.normalizer=shared",),
-    "BN + SBN + DPL": ("components=1", "norm.split_groups=4"),
+    "CBN + SBN + DPL": DUAL_PATH,
+    "CBN + SBN + DPL, normaliser shared": (*DUAL_PATH, "norm.normalizer=shared"),
+    "BN + SBN + DPL": (*DUAL_PATH, "components=1", "norm.split_groups=4"),
 }
 READINGS: Mapping[str, tuple[str, ...]] = {
     **{f"CBN, {components} components": (*ONE_PATH, f"components={components}") for components in (1, 2, 8)},

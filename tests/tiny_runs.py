@@ -14,7 +14,10 @@ from tests.checkpoints import digit_pixels
 TRAIN_COUNTS = {"eight": 14, "one": 9, "zero": 5}
 TEST_IMAGES = 6
 EPOCHS = 3
-SETTINGS = ("model=resnet20", "data.image_size=16", "batch_size=8", f"epochs={EPOCHS}", "views.cutout=4", "lr=0.02")
+SETTINGS = (
+    *("model=resnet20", "loss.paths=compound+split", "data.image_size=16", "views.cutout=4"),
+    *("batch_size=8", f"epochs={EPOCHS}", "lr=0.02"),
+)
 _DIGIT = {"eight": 8, "one": 1, "zero": 0}
 
 

@@ -12,6 +12,7 @@ from cbn_deploy.errors import RecipeError
 from cbn_deploy.training import settings
 from cbn_deploy.training.config import ScheduleConfig
 from cbn_deploy.training.experiments import ALIASES, EXPERIMENTS, SECTIONS, Section
+from cbn_deploy.training.loss_config import LossConfig
 from cbn_deploy.training.recipe import Recipe
 
 __all__ = ["RECIPES", "find_sections", "get_recipe", "known_names", "unknown_recipe"]
@@ -34,7 +35,9 @@ RECIPES: Mapping[str, Recipe] = {
             name="image-folder",
             data=DataConfig(source="image-folder", image_size=64),
             views=ViewConfig(crop="resized"),
-            schedule=ScheduleConfig(epochs=100, batch_size=64),
+            # One path: in the same time it trains almost three times the epochs, which is worth more (docs/results.md).
+            loss=LossConfig(paths="compound"),
+            schedule=ScheduleConfig(epochs=200, batch_size=64),
         ),
     )
 }

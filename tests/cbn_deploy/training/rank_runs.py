@@ -21,7 +21,7 @@ from cbn_deploy.training.ranks import Ranks
 
 COUNTS = (40, 10, 3, 2)
 SIZES = (8, 7, 3, 1)  # of the batches, one after another
-BASE = ("model=resnet8", "batch_size=8")
+BASE = ("model=resnet8", "loss.paths=compound+split", "batch_size=8")
 STEPS: dict[str, tuple[str, ...]] = {
     "both paths": (),
     "both paths, no consistency": ("loss.consistency_weight=0",),

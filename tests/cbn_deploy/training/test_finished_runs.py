@@ -11,6 +11,7 @@ from cbn_deploy.training.evaluation import evaluate_predictions
 from cbn_deploy.training.finished_runs import find_runs, paired_gain, read_run, rows_of
 
 COUNTS = (300, 30, 3)
+DUAL = "loss.paths=compound+split"
 
 
 def write_report(folder, *settings, right=(4, 4, 4), names=("a", "b", "c")):
@@ -35,7 +36,7 @@ def rows_in(*folders):
 
 def test_seeds_are_one_row_and_settings_tell_rows_apart(tmp_path):
     for seed, (compound, plain) in enumerate([((4, 4, 2), (4, 3, 1)), ((4, 3, 1), (4, 4, 0)), ((4, 4, 4), (4, 4, 0))]):
-        write_report(tmp_path / f"cbn-{seed}", f"seed={seed}", "data.cache_mb=1", right=compound)
+        write_report(tmp_path / f"cbn-{seed}", f"seed={seed}", DUAL, "data.cache_mb=1", right=compound)
         write_report(tmp_path / f"bn-{seed}", f"seed={seed}", "model=resnet32-bn", right=plain)
     plain, compound = rows_in(tmp_path)
     assert plain.label == "model=resnet32-bn, loss.paths=compound"  # batch norm first
@@ -60,15 +61,15 @@ def test_only_shared_seeds_are_paired(tmp_path):
     assert (above, pairs) == (1, 1)
     write_report(tmp_path / "z", "seed=1", "epochs=7")
     assert [row.label for row in rows_in(tmp_path)][1:] == [
-        "model=resnet32, loss.paths=compound+split, epochs=100",
-        "model=resnet32, loss.paths=compound+split, epochs=7",
+        "model=resnet32, epochs=200",
+        "model=resnet32, epochs=7",
     ]
     assert paired_gain(rows_in(tmp_path / "y")[0], plain, "top1") is None
 
 
 def test_batch_norm_has_one_path_whatever_the_recipe_says(tmp_path):
-    write_report(tmp_path / "0", "model=resnet32-bn", "seed=0")
-    write_report(tmp_path / "1", "model=resnet32-bn", "seed=1", "loss.paths=compound")
+    write_report(tmp_path / "0", "model=resnet32-bn", "seed=0", DUAL)
+    write_report(tmp_path / "1", "model=resnet32-bn", "seed=1")
     write_report(tmp_path / "2", "model=resnet32-bn", "loss.paths=two_views")
     one_path, two_views = rows_in(tmp_path)
     assert (one_path.label, len(one_path.runs)) == ("loss.paths=compound", 2)

@@ -18,7 +18,8 @@ from cbn_deploy.training.step import step_losses
 
 COUNTS = (40, 10, 3)
 DUAL = apply_settings(
-    RECIPES["image-folder"], ["model=resnet20", "loss.split_weight=0.7", "loss.consistency_weight=0.3"]
+    RECIPES["image-folder"],
+    ["model=resnet20", "loss.paths=compound+split", "loss.split_weight=0.7", "loss.consistency_weight=0.3"],
 )
 
 
