@@ -18,7 +18,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from training_runs import CBN_TRAIN, ROOT, file_name, spread
+from training_runs import CBN_TRAIN, ROOT, divergence, file_name, spread
 
 from cbn_deploy.machine import describe_machine
 
@@ -85,7 +85,7 @@ def train(variant: str, seed: int) -> dict[str, Any]:
         resume = ["--resume"] if (out / "last.pt").is_file() else []
         done = subprocess.run([*command, *resume], cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
-            return {"diverged": done.stderr.strip().splitlines()[-1]}
+            return {"diverged": divergence(done.stderr)}
     return figures_of(json.loads((out / "report.json").read_text()))
 
 

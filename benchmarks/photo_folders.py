@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from paper_readings import CHOICES
+from paper_readings import CHOICES, DUAL_CHOICES
 from PIL import Image
 from training_runs import ROOT, Run, file_name, print_table, read_results, train
 
@@ -51,6 +51,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 READINGS: Mapping[str, tuple[str, ...]] = {
     **{f"CBN, {components} components": (*ONE_PATH, f"components={components}") for components in (1, 2, 8)},
     **{f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()},
+    **{f"CBN + SBN + DPL, {name}": (*DUAL_PATH, *change) for name, change in DUAL_CHOICES.items()},
 }
 ALL = {**VARIANTS, **READINGS}
 

@@ -53,13 +53,25 @@ def train(run: Run) -> str:
         return f"{run.variant}, seed {run.seed}: stopped by signal {-done.returncode}"
     figures: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "settings": run.settings}
     if done is not None and done.returncode:
-        figures["diverged"] = " ".join(done.stderr.split())
+        figures["diverged"] = divergence(done.stderr)
     else:
         figures |= figures_of(json.loads(report.read_text()))
     figures["machine"] = describe_machine(["torch", "numpy"])
     run.result.parent.mkdir(parents=True, exist_ok=True)
     run.result.write_text(json.dumps(figures, indent=1) + "\n")
     return f"{run.variant}, seed {run.seed}: " + ("diverged" if "diverged" in figures else f"{figures['top1']:.4f}")
+
+
+def divergence(stderr: str) -> str:
+    """What `cbn-train` said of a training that diverged.
+
+    Raises:
+        RuntimeError: it failed of something else (a full disk, a wrong setting), which says nothing about the variant.
+    """
+    said = " ".join(stderr.split())
+    if "not finite" not in said:
+        raise RuntimeError(f"cbn-train failed: {said}")
+    return said
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
