@@ -44,6 +44,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "BN, two views": ("loss.paths=two_views",),
     "CBN": ONE_PATH,
     "CBN, two views": ("loss.paths=two_views",),
+    "CBN + SBN": (*DUAL_PATH, "loss.consistency_weight=0"),
     "CBN + SBN + DPL": DUAL_PATH,
     "CBN + SBN + DPL, normaliser shared": (*DUAL_PATH, "norm.normalizer=shared"),
     "BN + SBN + DPL": (*DUAL_PATH, "components=1", "norm.split_groups=4"),
