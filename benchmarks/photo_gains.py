@@ -23,6 +23,7 @@ from training_runs import rarest_three, read_results
 
 NAMES = {
     "small": "694 photographs, ResNet-20, 60 epochs",
+    "recipe": "... ResNet-32, 200 epochs (the recipe as it is)",
     "small-plain-views": "... crop and flip only",
     "small-resnet8": "... ResNet-8",
     "small-long": "... 180 epochs",
