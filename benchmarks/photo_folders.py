@@ -47,6 +47,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "CBN + SBN": (*DUAL_PATH, "loss.consistency_weight=0"),
     "CBN + SBN + DPL": DUAL_PATH,
     "CBN + SBN + DPL, normaliser shared": (*DUAL_PATH, "norm.normalizer=shared"),
+    "BN + SBN": (*DUAL_PATH, "components=1", "norm.split_groups=4", "loss.consistency_weight=0"),
     "BN + SBN + DPL": (*DUAL_PATH, "components=1", "norm.split_groups=4"),
 }
 READINGS: Mapping[str, tuple[str, ...]] = {

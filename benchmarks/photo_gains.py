@@ -22,8 +22,8 @@ from photo_folders import RESULTS
 from training_runs import rarest_three, read_results
 
 NAMES = {
+    "recipe": "694 photographs, the recipe as it is: ResNet-32, 200 epochs",
     "small": "694 photographs, ResNet-20, 60 epochs",
-    "recipe": "... ResNet-32, 200 epochs (the recipe as it is)",
     "small-plain-views": "... crop and flip only",
     "small-resnet8": "... ResNet-8",
     "small-long": "... 180 epochs",
