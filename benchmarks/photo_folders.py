@@ -10,6 +10,7 @@ ResNet-20, 60 epochs, everything else as the recipe has it.
 `half-size`: CIFAR-10-LT (rho 100) at 16 x 16 pixels, so that a CPU can afford a longer schedule: ResNet-8, 60 epochs,
 batches of 128, crop and flip.
 `recipe`: the photographs of `small` with the recipe as it is, ResNet-32 and 200 epochs, but for the size of the images.
+`short`: the same for 30 epochs, about a minute and a half a run.
 The others change one thing, to tell what the difference between batch norm and CBN depends on: AutoAugment and cutout,
 depth, or epochs (`long`: 180).
 
@@ -157,6 +158,7 @@ STUDIES: Mapping[str, Study] = {
     "small-plain-views": Study(small_set, "resnet20", (*SMALL, *PLAIN_VIEWS)),
     "small-resnet8": Study(small_set, "resnet8", SMALL),
     "recipe": Study(small_set, "resnet32", ("data.image_size=32", "schedule.evaluate_every=50")),
+    "short": Study(small_set, "resnet32", ("data.image_size=32", "epochs=30", "schedule.evaluate_every=10")),
     "small-long": Study(small_set, "resnet20", (*SMALL, "epochs=180")),
     "small-long-plain-views": Study(small_set, "resnet20", (*SMALL, "epochs=180", *PLAIN_VIEWS)),
     "half-size": Study(half_size, "resnet8", (*HALF_SIZE, *PLAIN_VIEWS)),

@@ -23,6 +23,7 @@ from training_runs import rarest_three, read_results
 
 NAMES = {
     "recipe": "694 photographs, the recipe as it is: ResNet-32, 200 epochs",
+    "short": "... 30 epochs",
     "small": "694 photographs, ResNet-20, 60 epochs",
     "small-plain-views": "... crop and flip only",
     "small-resnet8": "... ResNet-8",
