@@ -23,6 +23,10 @@ from tests.export.conftest import FEW
 
 DIGITS = Path("digits")
 
+# What the exports may lose, in points. Two epochs train another network on every kind of CPU (top-1 0.41 to 0.91 over
+# seeds), and on 400 images such a one can lose more than the half point that is allowed by default.
+MAX_DROP = 5.0
+
 
 # A quarter of the pixels, a quarter of the time.
 PREPROCESSING = Preprocessing(height=16, width=16, mean=(0.309, 0.309, 0.309), std=(0.349, 0.349, 0.349))
@@ -79,13 +83,15 @@ def trained_model(trained_path: Path) -> nn.Module:
 @pytest.fixture(scope="session")
 def int8(trained_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     output = tmp_path_factory.mktemp("int8") / "model.onnx"
-    return export_checkpoint(trained_path, output, ExportOptions(precision="int8", data=DIGITS, inputs=FEW))
+    options = ExportOptions(precision="int8", data=DIGITS, inputs=FEW, max_drop=MAX_DROP)
+    return export_checkpoint(trained_path, output, options)
 
 
 @pytest.fixture(scope="session")
 def fp16(trained_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     output = tmp_path_factory.mktemp("fp16") / "model.onnx"
-    return export_checkpoint(trained_path, output, ExportOptions(precision="fp16", data=DIGITS, inputs=FEW))
+    options = ExportOptions(precision="fp16", data=DIGITS, inputs=FEW, max_drop=MAX_DROP)
+    return export_checkpoint(trained_path, output, options)
 
 
 @pytest.fixture(scope="session")

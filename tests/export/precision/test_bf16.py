@@ -26,11 +26,10 @@ from export.precision.emulation import emulate
 from export.precision.same_graph import check_types, require_same_graph
 from tests.export.command import cbn_export
 from tests.export.conftest import FEW
-from tests.export.precision.conftest import DIGITS, PREPROCESSING
+from tests.export.precision.conftest import DIGITS, MAX_DROP, PREPROCESSING
 
 FLOAT, BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
-# The network has learnt for seconds, so that some digits are decided by less than bfloat16's steps.
-BF16 = ExportOptions(precision="bf16", data=DIGITS, inputs=FEW, max_drop=3.0)
+BF16 = ExportOptions(precision="bf16", data=DIGITS, inputs=FEW, max_drop=MAX_DROP)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,7 @@ def test_the_report_says_that_an_emulation_was_judged(bf16: ExportResult, bf16_p
     assert report["emulation"]["rounded"] == len(outputs)
     assert len(bf16.parity.ops) == 19
     assert all(0 < op.of_limit <= 1 for op in bf16.parity.ops)
-    assert bf16.parity.accuracy.rows[0].float32 > 0.6
+    assert bf16.parity.accuracy.rows[0].float32 > 0.3
 
 
 def tapped(file: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -264,7 +263,7 @@ def test_a_cpu_session_says_what_to_do(bf16: ExportResult) -> None:
 def test_the_command_line(
     trained_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--precision", "bf16", "--data", "digits", "--max-drop", "3"]
+    arguments = ["--precision", "bf16", "--data", "digits", "--max-drop", str(MAX_DROP)]
     assert cbn_export(monkeypatch, trained_path, "-o", tmp_path / "model.onnx", *arguments) == 0
     printed = capsys.readouterr().out
     assert "bf16, emulated, against the float32 checkpoint on 400 test images of digits" in printed

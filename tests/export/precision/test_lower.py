@@ -24,36 +24,34 @@ from export.precision import DEFAULT_MAX_DROP
 from export.render import accuracy_table, precision_ops_table
 from tests.export.command import cbn_export
 from tests.export.conftest import FEW
-from tests.export.precision.conftest import DIGITS, make_trained_checkpoint
+from tests.export.precision.conftest import DIGITS, MAX_DROP, PREPROCESSING, make_trained_checkpoint
 
-INT8 = ExportOptions(precision="int8", data=DIGITS, inputs=FEW)
+INT8 = ExportOptions(precision="int8", data=DIGITS, inputs=FEW, max_drop=MAX_DROP)
 
 
 @pytest.fixture(scope="module")
-def darkness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that say nothing about digits: ranges calibrated on them cut off everything that is bright."""
-    folder = tmp_path_factory.mktemp("darkness")
-    for number in range(4):
-        Image.new("RGB", (20, 20), (number,) * 3).save(folder / f"{number}.png")
+def fog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of nothing but the preprocessing's mean: ranges calibrated on it cut every pixel to about 0."""
+    folder = tmp_path_factory.mktemp("fog")
+    grey = round(255 * PREPROCESSING.mean[0])
+    Image.new("RGB", (20, 20), (grey,) * 3).save(folder / "fog.png")
     return folder
 
 
-def test_a_destroyed_model_is_refused_and_nothing_is_written(
-    trained_path: Path, darkness: Path, tmp_path: Path
-) -> None:
+def test_a_destroyed_model_is_refused_and_nothing_is_written(trained_path: Path, fog: Path, tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
     with pytest.raises(ParityError, match=r"int8 file loses \d+\.\d+ points .* 0\.5 is allowed.*nothing was written"):
-        export_checkpoint(trained_path, output, dataclasses.replace(INT8, calibration=darkness))
+        export_checkpoint(trained_path, output, dataclasses.replace(INT8, calibration=fog, max_drop=DEFAULT_MAX_DROP))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_larger_drop_can_be_accepted(trained_path: Path, darkness: Path, tmp_path: Path) -> None:
+def test_a_larger_drop_can_be_accepted(trained_path: Path, fog: Path, tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
-    result = export_checkpoint(trained_path, output, dataclasses.replace(INT8, calibration=darkness, max_drop=100.0))
+    result = export_checkpoint(trained_path, output, dataclasses.replace(INT8, calibration=fog, max_drop=100.0))
     assert output.is_file()
-    assert result.parity.accuracy.drop > 2
+    assert result.parity.accuracy.drop > 10
     assert result.description.parity["accuracy"]["max_drop"] == 100
-    assert result.parity.calibration.source == f"images of {darkness.name}"
+    assert result.parity.calibration.source == f"images of {fog.name}"
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -74,8 +72,8 @@ def test_the_figures_are_those_of_cbn_eval(precision: str, request: pytest.Fixtu
     for group in ("many", "medium", "few"):
         assert rows[group].float32 == pytest.approx(getattr(before, group))
         assert rows[group].lowered == pytest.approx(getattr(after, group))
-    assert before.top1 > 0.6  # a network that knows something, however well it was trained
-    assert result.parity.accuracy.drop <= DEFAULT_MAX_DROP
+    assert before.top1 > 0.3  # a network that knows something (guessing is 0.1), however well it was trained
+    assert result.parity.accuracy.drop <= MAX_DROP
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -136,7 +134,8 @@ def test_the_command_line(
     trained_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "int8.onnx"
-    assert cbn_export(monkeypatch, trained_path, "-o", output, "--precision", "int8", "--data", "digits") == 0
+    arguments = ["--precision", "int8", "--data", "digits", "--max-drop", str(MAX_DROP)]
+    assert cbn_export(monkeypatch, trained_path, "-o", output, *arguments) == 0
     printed = capsys.readouterr().out
     assert "Calibrated on 438 training images of digits-lt." in printed
     assert "int8 against the float32 checkpoint on 400 test images of digits" in printed
