@@ -1,12 +1,10 @@
-"""How many views a second one core prepares: weak and strong views and whole normalised batches, 32x32 images.
+"""How many views a second one core prepares, and the training device: weak and strong views, normalised batches, 32x32.
 
-Run it with ``python benchmarks/augmentation.py [--images N] [--rounds R] [--json FILE]``. Given is the median of
-interleaved rounds, in images a second of processor time. The images are the digits of ``digits-lt``, so nothing is
-downloaded; the cost hardly depends on the content.
-
-"a batch at a time" is crop, flip and cutout as a few torch operations on the whole batch, from the same draws; it is
-checked to give the same pixels. What it could save at most is the difference to "the draws alone", which either way
-needs: that is why the loader does not offer it (see docs/training.md).
+Run it with ``python benchmarks/augmentation.py [--images N] [--rounds R] [--device D] [--json FILE]``. Given is the
+median of interleaved rounds: for a core in images a second of processor time, for the device (CUDA if there is one) in
+images a second until it has done all of it, an epoch of 12,406 images in batches of 128. Both are first checked to give
+the same pixels. The images are the digits of ``digits-lt``, over and over, so nothing is downloaded; the cost hardly
+depends on the content.
 """
 
 from __future__ import annotations
@@ -15,49 +13,58 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from cbn_deploy.atomic import atomic_write_bytes
-from cbn_deploy.data import LongTailedData, ViewConfig, load_digits_lt, training_loader
+from cbn_deploy.data import (
+    ArrayImageSet,
+    DeviceLoader,
+    LongTailedData,
+    TrainingLoader,
+    ViewConfig,
+    load_digits_lt,
+    training_loader,
+)
+from cbn_deploy.data.draws import STRONG, uniforms, view_generator
 from cbn_deploy.data.transforms import Views
 from cbn_deploy.machine import describe_machine
 
-NO_AUTOAUGMENT = ViewConfig(autoaugment=False)
 BATCH = 128
+EPOCH = 12_406  # as CIFAR-10-LT's at rho 100
+CPU = torch.device("cpu")
+
+Cases = dict[str, tuple[int, Callable[[], object]]]
+"""What is measured -> images it handles and how to run it."""
 
 
 def main() -> None:
     """Measure and print one line a case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=4000, help="images a round")
+    parser.add_argument("--images", type=int, default=4000, help="images a round and core")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    device = torch.device(arguments.device)
     data = load_digits_lt()
-    _check_the_same_pixels(data)
-    cases = _cases(data, arguments.images)
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(arguments.rounds):
-        for name, run in cases.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    rates = {name: arguments.images / statistics.median(times) for name, times in seconds.items()}
+    _check_the_same_batches(data, device)
+    core = _core_cases(data, arguments.images)
+    on_device = _device_cases(_repeated(data, EPOCH), device)
+    rates = _rates(core, arguments.rounds, time.process_time) | _rates(on_device, arguments.rounds, time.perf_counter)
     machine = describe_machine(["pillow", "torch", "numpy"])
-    print(f"{machine['cpu']}, {machine['packages']}, one thread")
-    for name, rate in rates.items():
-        print(f"{name:52s} {rate:8.0f} images/s")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine["cpu"]
+    print(f"{machine['cpu']}, {machine['packages']}, one thread; device: {name}")
+    for case, rate in rates.items():
+        print(f"{case:52s} {rate:8.0f} images/s")
     if arguments.json is not None:
         report = {
             "machine": machine,
+            "device": name,
             "images": arguments.images,
             "rounds": arguments.rounds,
             "images_per_second": rates,
@@ -65,119 +72,106 @@ def main() -> None:
         atomic_write_bytes(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
 
 
-class BatchViews:
-    """Crop, flip and cutout of a whole batch of uint8 images in torch, on any device; draws as :class:`Views` does.
-
-    Args:
-        config: padded crop, no AutoAugment.
-        images: uint8 (n, H, W, 3), on the device.
-        fill: colour of what cutout hides.
-    """
-
-    def __init__(self, config: ViewConfig, images: Tensor, fill: tuple[int, int, int]) -> None:
-        self.config = config
-        self.images = images
-        self.fill = torch.tensor(fill, dtype=torch.uint8, device=images.device)
-
-    def draws(self, rngs: Sequence[np.random.Generator]) -> NDArray[np.float64]:
-        """What each image's generator gives: crop (2), flip (1), cutout (2)."""
-        kinds = 2 + self.config.flip + 2 * bool(self.config.cutout)
-        return np.stack([rng.random(kinds) for rng in rngs])
-
-    def __call__(self, indices: Tensor, draws: NDArray[np.float64]) -> Tensor:
-        """Uint8 (B, H, W, 3), the pixels that :class:`Views` makes one by one."""
-        device, padding = self.images.device, self.config.padding
-        height, width = self.images.shape[1:3]
-        columns_of = iter(torch.from_numpy(draws).to(device).unbind(1))
-        top, left = ((next(columns_of) * (2 * padding + 1)).long() - padding for _ in range(2))
-        across = torch.arange(width, device=device).expand(len(indices), width)
-        if self.config.flip:
-            across = torch.where((next(columns_of) < 0.5)[:, None], across.flip(1), across)
-        rows = top[:, None] + torch.arange(height, device=device)
-        columns = left[:, None] + across
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-        pixels = self.images[indices[:, None, None], rows[:, :, None], columns[:, None, :]] * inside[..., None]
-        if not self.config.cutout:
-            return pixels
-        side = self.config.cutout
-        row, column = ((next(columns_of) * length).long() - side // 2 for length in (height, width))
-        hidden_rows = torch.arange(height, device=device) - row[:, None]
-        hidden_columns = torch.arange(width, device=device) - column[:, None]
-        hidden = ((hidden_rows >= 0) & (hidden_rows < side))[:, :, None]
-        hidden = hidden & ((hidden_columns >= 0) & (hidden_columns < side))[:, None, :]
-        return torch.where(hidden[..., None], self.fill, pixels)
+def _rates(cases: Cases, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _, run in cases.values():
+        run()  # memory and kernels are made on first use
+    for _ in range(rounds):
+        for name, (_, run) in cases.items():
+            start = clock()
+            run()
+            seconds[name].append(clock() - start)
+    return {name: cases[name][0] / statistics.median(times) for name, times in seconds.items()}
 
 
-def _check_the_same_pixels(data: LongTailedData) -> None:
-    for config in (NO_AUTOAUGMENT, replace(NO_AUTOAUGMENT, cutout=0), replace(NO_AUTOAUGMENT, flip=False, padding=9)):
-        views, batch = Views(config, data.preprocessing), _batch_views(data, config)
-        indices = np.arange(200)
-        together = batch(torch.from_numpy(indices), batch.draws([np.random.default_rng((i,)) for i in indices]))
-        for index in indices.tolist():
-            alone = views.strong(data.train, index, np.random.default_rng((index,)))
-            np.testing.assert_array_equal(together[index].numpy(), alone)
-
-
-def _batch_views(data: LongTailedData, config: ViewConfig) -> BatchViews:
-    images = torch.from_numpy(np.stack([data.train.pixels(i) for i in range(len(data.train))]))
-    return BatchViews(config, images, Views(config, data.preprocessing).fill)
-
-
-def _cases(data: LongTailedData, images: int) -> dict[str, Callable[[], None]]:
-    plain, hidden, strong = (
-        Views(config, data.preprocessing)
-        for config in (replace(NO_AUTOAUGMENT, cutout=0), NO_AUTOAUGMENT, replace(NO_AUTOAUGMENT, autoaugment=True))
+def _loader(data: LongTailedData, device: torch.device, *, two_views: bool, device_views: bool) -> TrainingLoader:
+    return training_loader(
+        data, ViewConfig(), batch_size=BATCH, seed=0, two_views=two_views, device=device, device_views=device_views
     )
 
-    def views(make: Callable[..., object]) -> Callable[[], None]:
+
+def _check_the_same_batches(data: LongTailedData, device: torch.device) -> None:
+    one_by_one = _loader(data, CPU, two_views=True, device_views=False)
+    together = _loader(data, device, two_views=True, device_views=True)
+    for epoch in range(5):
+        for expected, batch in zip(one_by_one.epoch(epoch), together.epoch(epoch), strict=True):
+            actual = batch.to(CPU)
+            for name in ("strong", "weak", "labels"):
+                if not torch.equal(getattr(actual, name), getattr(expected, name)):
+                    raise SystemExit(f"epoch {epoch}: {name} differs between the device and the core")
+
+
+def _repeated(data: LongTailedData, images: int) -> LongTailedData:
+    indices = np.arange(images) % len(data.train)
+    pixels = np.stack([data.train.pixels(index) for index in indices.tolist()])
+    return LongTailedData(
+        name=data.name,
+        train=ArrayImageSet(pixels, data.train.labels[indices]),
+        test=data.test,
+        class_names=data.class_names,
+        preprocessing=data.preprocessing,
+    )
+
+
+def _core_cases(data: LongTailedData, images: int) -> Cases:
+    views = Views(ViewConfig(), data.preprocessing)
+    indices = np.arange(images)
+
+    def one_by_one(make: Callable[..., object]) -> Callable[[], None]:
         def run() -> None:
             for index in range(images):
                 make(data.train, index % len(data.train), np.random.default_rng((index,)))
 
         return run
 
-    draws, together = _batch_cases(data, images)
+    def draw_one_by_one() -> None:
+        for index in range(images):
+            view_generator(STRONG, 0, 0, index, 0).random(10)
+
+    def batches(two_views: bool) -> Callable[[], None]:
+        loader = _loader(data, CPU, two_views=two_views, device_views=False)
+        return lambda: _first_images(loader, images)
+
     return {
-        "weak view (crop, flip)": views(plain.weak),
-        "crop, flip, cutout": views(hidden.strong),
-        "crop, flip, cutout, a batch at a time": together,
-        "the draws alone": draws,
-        "strong view (crop, flip, AutoAugment, cutout)": views(strong.strong),
-        "batches of the strong view": _loader_case(data, images, two_views=False),
-        "batches of both views": _loader_case(data, images, two_views=True),
+        "weak view (crop, flip)": (images, one_by_one(views.weak)),
+        "strong view (crop, flip, AutoAugment, cutout)": (images, one_by_one(views.strong)),
+        "its random numbers, image by image": (images, draw_one_by_one),
+        "its random numbers, together": (images, lambda: uniforms(STRONG, 0, 0, indices, 0 * indices, 10)),
+        "batches of the strong view": (images, batches(two_views=False)),
+        "batches of both views": (images, batches(two_views=True)),
     }
 
 
-def _batch_cases(data: LongTailedData, images: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The draws alone, and draws and views of whole batches."""
-    views = _batch_views(data, NO_AUTOAUGMENT)
-
-    def draws(start: int) -> NDArray[np.float64]:
-        return views.draws([np.random.default_rng((index,)) for index in range(start, min(start + BATCH, images))])
-
-    def draws_alone() -> None:
-        for start in range(0, images, BATCH):
-            draws(start)
-
-    def together() -> None:
-        for start in range(0, images, BATCH):
-            drawn = draws(start)
-            views(torch.arange(start, start + len(drawn)) % len(data.train), drawn)
-
-    return draws_alone, together
+def _first_images(loader: TrainingLoader, images: int) -> None:
+    done = epoch = 0
+    while done < images:
+        done += sum(len(batch.labels) for batch in loader.epoch(epoch))
+        epoch += 1
 
 
-def _loader_case(data: LongTailedData, images: int, two_views: bool) -> Callable[[], None]:
-    loader = training_loader(data, ViewConfig(), batch_size=BATCH, seed=0, two_views=two_views)
+def _device_cases(data: LongTailedData, device: torch.device) -> Cases:
+    strong = _loader(data, device, two_views=False, device_views=True)
+    both = _loader(data, device, two_views=True, device_views=True)
 
-    def run() -> None:
-        done = epoch = 0
-        while done < images:
-            done += sum(len(batch.labels) for batch in loader.epoch(epoch))
-            epoch += 1
+    def until_done(make: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            make()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
-    return run
+        return run
+
+    def batches(loader: TrainingLoader) -> None:
+        for _ in loader.epoch(0):
+            pass
+
+    cases = {
+        "device: batches of the strong view": until_done(lambda: batches(strong)),
+        "device: batches of both views": until_done(lambda: batches(both)),
+    }
+    if isinstance(both, DeviceLoader):
+        cases["device: both views of a whole epoch, as bytes"] = until_done(lambda: both.epoch_pixels(0))
+    return {name: (len(data.train), run) for name, run in cases.items()}
 
 
 if __name__ == "__main__":

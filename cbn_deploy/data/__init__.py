@@ -1,15 +1,17 @@
 """Long-tailed images: sources, views, batches, and a doctor for a user's own folders."""
 
+from cbn_deploy.data.batches import TrainingBatch, TrainingLoader
 from cbn_deploy.data.cifar import load_cifar_lt
 from cbn_deploy.data.config import DataConfig, ViewConfig
 from cbn_deploy.data.data_report import DataReport
+from cbn_deploy.data.device_loader import DeviceLoader
 from cbn_deploy.data.digits import load_digits_lt
 from cbn_deploy.data.doctor import check_data
 from cbn_deploy.data.evaluation_loader import evaluation_batches
 from cbn_deploy.data.image_set import ArrayImageSet, FileImageSet, ImageSet, LongTailedData
 from cbn_deploy.data.list_report import ListReport
 from cbn_deploy.data.load import load_data
-from cbn_deploy.data.loader import TrainingBatch, TrainingLoader, training_loader
+from cbn_deploy.data.loader import training_loader
 from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
 from cbn_deploy.data.published_lists import load_published
 from cbn_deploy.data.published_sets import PUBLISHED_SETS
@@ -20,6 +22,7 @@ __all__ = [
     "ArrayImageSet",
     "DataConfig",
     "DataReport",
+    "DeviceLoader",
     "FileImageSet",
     "ImageSet",
     "ListReport",

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageEnhance
 
-__all__ = ["CIFAR10_POLICY", "IMAGENET_POLICY", "OPERATIONS", "Fill", "SubPolicy", "autoaugment"]
+__all__ = [
+    "CIFAR10_POLICY",
+    "IMAGENET_POLICY",
+    "OPERATIONS",
+    "POLICIES",
+    "Fill",
+    "SubPolicy",
+    "autoaugment",
+    "enhancement_factor",
+]
 
 Fill = tuple[int, int, int]
 SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
@@ -72,6 +81,11 @@ IMAGENET_POLICY: tuple[SubPolicy, ...] = (
     (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
 )
 
+POLICIES: Mapping[str, tuple[SubPolicy, ...]] = MappingProxyType(
+    {"cifar10": CIFAR10_POLICY, "imagenet": IMAGENET_POLICY}
+)
+"""By the name that a view's settings give."""
+
 _LEVELS: NDArray[np.int64] = np.arange(256)
 _CHANNELS = np.arange(3)
 _NEAREST = Image.Resampling.NEAREST
@@ -100,20 +114,25 @@ def _rotate(image: Image.Image, level: float, fill: Fill) -> Image.Image:
     return image.rotate(30 * level, _NEAREST, fillcolor=fill)
 
 
+def enhancement_factor(level: float) -> float:
+    """By how much color, contrast, brightness and sharpness at ``level`` enhance; 1 changes nothing."""
+    return 1 + 0.9 * level
+
+
 def _brightness(image: Image.Image, level: float, _: Fill) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(1 + 0.9 * level)
+    return ImageEnhance.Brightness(image).enhance(enhancement_factor(level))
 
 
 def _color(image: Image.Image, level: float, _: Fill) -> Image.Image:
-    return ImageEnhance.Color(image).enhance(1 + 0.9 * level)
+    return ImageEnhance.Color(image).enhance(enhancement_factor(level))
 
 
 def _contrast(image: Image.Image, level: float, _: Fill) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(1 + 0.9 * level)
+    return ImageEnhance.Contrast(image).enhance(enhancement_factor(level))
 
 
 def _sharpness(image: Image.Image, level: float, _: Fill) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level)
+    return ImageEnhance.Sharpness(image).enhance(enhancement_factor(level))
 
 
 def _posterize(image: Image.Image, level: float, _: Fill) -> Image.Image:

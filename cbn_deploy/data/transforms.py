@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cbn_deploy.data.autoaugment import CIFAR10_POLICY, IMAGENET_POLICY, Fill, autoaugment
+from cbn_deploy.data.autoaugment import POLICIES, Fill, autoaugment
 from cbn_deploy.data.config import ViewConfig
 from cbn_deploy.data.image_set import Box, ImageSet
 from cbn_deploy.runtime.description import Preprocessing
@@ -18,8 +18,6 @@ from cbn_deploy.runtime.description import Preprocessing
 __all__ = ["Views", "cutout", "padded_crop", "random_box"]
 
 Pixels = NDArray[np.uint8]
-
-_POLICIES = {"cifar10": CIFAR10_POLICY, "imagenet": IMAGENET_POLICY}
 
 
 def padded_crop(pixels: Pixels, top: int, left: int, padding: int) -> Pixels:
@@ -103,7 +101,7 @@ class Views:
 
     def _distorted(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         if self.config.autoaugment:
-            pixels = np.asarray(autoaugment(Image.fromarray(pixels), rng, self.fill, _POLICIES[self.config.policy]))
+            pixels = np.asarray(autoaugment(Image.fromarray(pixels), rng, self.fill, POLICIES[self.config.policy]))
         if self.config.cutout:
             row, column = (int(u * side) for u, side in zip(rng.random(2).tolist(), self.size, strict=True))
             pixels = cutout(pixels, row, column, self.config.cutout, self.fill)
