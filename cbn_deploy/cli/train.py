@@ -36,6 +36,8 @@ Examples:
 
   cbn-train cifar10-lt/rho100/cbn-sbn-dpl --data cifar --set epochs=200
 
+  cbn-train cifar10-lt --data cifar --set precision=bf16 --channels-last --cuda-graphs --device-views
+
   torchrun --nproc-per-node 8 -m cbn_deploy.cli.train cifar10-lt --data cifar
 
   cbn-train --list; cbn-train --list 'table 3'; cbn-train --list 'cifar10-lt/*/cbn'; cbn-train cifar10-lt --list
@@ -86,6 +88,12 @@ def train(
         bool, typer.Option("--channels-last", help="Convolutions see (B, H, W, C) in memory.")
     ] = False,
     compile_: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Record a step on the GPU and replay it: for small networks.")
+    ] = False,
+    device_views: Annotated[
+        bool, typer.Option("--device-views", help="Augment images that fit in memory on the GPU, to the same pixels.")
+    ] = False,
 ) -> None:
     """Train a recipe: model.pt, metrics.jsonl, report.html, report.json and plots in --out."""
     console = Console()
@@ -107,7 +115,7 @@ def train(
         _check_data(chosen, data, console)
     else:
         out = out or Path("runs") / chosen.name
-        execution = _Execution(workers, threads, device, channels_last, compile_)
+        execution = _Execution(workers, threads, device, channels_last, compile_, cuda_graphs, device_views)
         _train_on_ranks(_Run(chosen, data, out, settings or [], resume, execution), console)
 
 
@@ -154,14 +162,21 @@ class _Execution:
     device: str
     channels_last: bool
     compile: bool
+    cuda_graphs: bool
+    device_views: bool
 
     def words(self) -> list[str]:
         """As they are typed, but for those that have their defaults."""
         words = ["--workers", str(self.workers)] if self.workers else []
         words += [] if self.threads is None else ["--threads", str(self.threads)]
         words += [] if self.device == "auto" else ["--device", self.device]
-        words += ["--channels-last"] if self.channels_last else []
-        return [*words, "--compile"] if self.compile else words
+        switches = {
+            "--channels-last": self.channels_last,
+            "--compile": self.compile,
+            "--cuda-graphs": self.cuda_graphs,
+            "--device-views": self.device_views,
+        }
+        return words + [switch for switch, on in switches.items() if on]
 
 
 @dataclass(frozen=True)
@@ -218,6 +233,8 @@ def _train(run: _Run, console: Console) -> None:
                 device=execution.device,
                 channels_last=execution.channels_last,
                 compile=execution.compile,
+                cuda_graphs=execution.cuda_graphs,
+                device_views=execution.device_views,
             )
     except KeyboardInterrupt:
         if console.quiet:

@@ -2,69 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from cbn_deploy.training.ranks import Ranks
 from cbn_deploy.training.step import StepLosses
 
-__all__ = ["EpochAverages"]
+__all__ = ["EpochAverages", "StepSums", "step_sums"]
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What one portion adds to the epoch's means, on the device that computed it.
+
+    Attributes:
+        parts: names of the losses that the recipe uses, "total" and "classification" among them.
+        values: float64 (2 + parts,): images, images classified right, and each loss times the images.
+    """
+
+    parts: tuple[str, ...]
+    values: Tensor
+
+
+def step_sums(losses: StepLosses, labels: Tensor) -> StepSums:
+    """Of the B images of this rank's portion; B may be 0."""
+    parts = {
+        "total": losses.total,
+        "classification": losses.classification,
+        "split": losses.split,
+        "consistency": losses.consistency,
+    }
+    used = {name: value.detach().double() for name, value in parts.items() if value is not None}
+    correct = (losses.logits.detach().argmax(dim=1) == labels).sum()
+    count = len(labels)
+    values = torch.stack([torch.ones_like(losses.total, dtype=torch.float64), *used.values()]) * count
+    if count == 0:  # a mean over nothing is not a number
+        values = torch.zeros_like(values)
+    return StepSums(tuple(used), torch.cat([values[:1], correct.double()[None], values[1:]]))
 
 
 class EpochAverages:
-    """Add every step, read the means at any time (after the first step)."""
+    """Add every step, read the means at any time (after the first step).
+
+    Reading waits for the device, and is an exchange between the ranks: all of them have to read after the same steps.
+    """
 
     def __init__(self, ranks: Ranks | None = None) -> None:
-        self.images = 0
-        self._correct = 0
-        self._sums: dict[str, float] = {}
         self._ranks = ranks or Ranks()
+        self._parts: tuple[str, ...] = ()
+        self._local: Tensor | None = None
+        self._means: dict[str, float] | None = None
 
-    def add(self, losses: StepLosses, labels: Tensor) -> None:
-        """Count B images on this rank, with those of the others; B may be 0."""
-        parts = {
-            "total": losses.total,
-            "classification": losses.classification,
-            "split": losses.split,
-            "consistency": losses.consistency,
-        }
-        used = {name: value for name, value in parts.items() if value is not None}
-        correct = (losses.logits.detach().argmax(dim=1) == labels).sum()
-        numbers = torch.stack([correct.double(), *(value.detach().double() * len(labels) for value in used.values())])
-        if len(labels) == 0:  # a mean over nothing is not a number
-            numbers = torch.zeros_like(numbers)
-        count = numbers.new_tensor([len(labels)])
-        # One transfer from the device for all of them: it waits until everything before it is computed.
-        images, hits, *sums = self._ranks.sum(torch.cat([count, numbers])).tolist()
-        self.images += int(images)
-        self._correct += int(hits)
-        for name, value in zip(used, sums, strict=True):
-            self._sums[name] = self._sums.get(name, 0.0) + value
+    def add(self, sums: StepSums) -> None:
+        """Count a portion; waits for nothing."""
+        self._parts, self._means = sums.parts, None
+        self._local = sums.values.clone() if self._local is None else self._local + sums.values
+
+    @property
+    def images(self) -> int:
+        """Images of all ranks so far."""
+        return int(self._read()["images"])
 
     @property
     def loss(self) -> float:
         """Mean total loss."""
-        return self._sums["total"] / self.images
+        return self._read()["total"]
 
     @property
     def classification(self) -> float:
         """Mean classification loss of the compound (or only) path."""
-        return self._sums["classification"] / self.images
+        return self._read()["classification"]
 
     @property
     def split(self) -> float | None:
         """Mean classification loss of the split path."""
-        return self._mean_if_used("split")
+        return self._read().get("split")
 
     @property
     def consistency(self) -> float | None:
         """Mean consistency loss."""
-        return self._mean_if_used("consistency")
+        return self._read().get("consistency")
 
     @property
     def accuracy(self) -> float:
         """Share of images classified right."""
-        return self._correct / self.images
+        return self._read()["hits"]
 
-    def _mean_if_used(self, name: str) -> float | None:
-        return self._sums[name] / self.images if name in self._sums else None
+    def _read(self) -> dict[str, float]:
+        if self._local is None:
+            raise RuntimeError("there are no averages before the first step")
+        if self._means is None:
+            # One transfer from the device for all of them: it waits until everything before it is computed.
+            images, *sums = self._ranks.sum(self._local).tolist()
+            names = ("hits", *self._parts)
+            self._means = {"images": images} | {name: value / images for name, value in zip(names, sums, strict=True)}
+        return self._means

@@ -64,15 +64,18 @@ class Stage:
         Raises:
             ValueError: a class without training images.
         """
-        loss = self.recipe.loss
-        unweighted_epochs = min(round(loss.class_weights_from * self.epochs), self.epochs - 1)
         return classification_loss(
-            loss,
+            self.recipe.loss,
             class_counts,
             sampling=self.recipe.sampling,
-            weighted=epoch - self.first >= unweighted_epochs,
+            weighted=self.is_weighted(epoch),
             device=device,
         )
+
+    def is_weighted(self, epoch: int) -> bool:
+        """Whether the class weights apply in epoch ``epoch`` (0-based, of the run)."""
+        unweighted_epochs = min(round(self.recipe.loss.class_weights_from * self.epochs), self.epochs - 1)
+        return epoch - self.first >= unweighted_epochs
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:

@@ -16,7 +16,7 @@ from cbn_deploy.errors import RuntimeUnavailableError
 from cbn_deploy.training.config import Precision
 from cbn_deploy.training.ranks import Ranks
 
-__all__ = ["Execution", "choose_device", "training_network"]
+__all__ = ["Execution", "check_recordable", "choose_device", "training_network"]
 
 # A step compiles four forms of a network (two paths, with and without gradient), and again for other batch sizes; all
 # networks of a process count together. torch's default is 8, beyond which it stops compiling.
@@ -32,12 +32,21 @@ class Execution:
         workers: processes that prepare batches; 0 prepares them in this one.
         channels_last: convolutions see (B, H, W, C) in memory.
         compile: the network goes through ``torch.compile``.
+        cuda_graphs: steps are recorded and replayed (:mod:`cbn_deploy.training.step_graphs`).
+        device_views: views are made on the device (:mod:`cbn_deploy.data.device_loader`).
     """
 
     device: torch.device
     workers: int = 0
     channels_last: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
+    device_views: bool = False
+
+    @property
+    def steps_between_readings(self) -> int:
+        """How often the running means are fetched: on a GPU each fetch waits until all that was asked of it is done."""
+        return 20 if self.device.type == "cuda" else 1
 
 
 def choose_device(name: str) -> torch.device:
@@ -65,6 +74,26 @@ def choose_device(name: str) -> torch.device:
     torch.backends.cudnn.deterministic = True
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def check_recordable(execution: Execution, accumulate: int, ranks: Ranks) -> None:
+    """A recorded step is a whole one, of one process, on a GPU.
+
+    Raises:
+        RuntimeUnavailableError: it is asked for where it cannot be.
+    """
+    if not execution.cuda_graphs:
+        return
+    if execution.device.type != "cuda":
+        raise RuntimeUnavailableError("--cuda-graphs needs a CUDA device; leave it out to train on the CPU.")
+    obstacles = {
+        "accumulate": accumulate > 1,
+        "several processes": ranks.world_size > 1,
+        "--compile": execution.compile,
+    }
+    for name, present in obstacles.items():
+        if present:
+            raise RuntimeUnavailableError(f"--cuda-graphs does not go with {name}; leave one of the two out.")
 
 
 def training_network(model: nn.Module, execution: Execution, precision: Precision, ranks: Ranks) -> nn.Module:

@@ -24,7 +24,7 @@ from cbn_deploy.training.comparison import Comparison
 from cbn_deploy.training.decoupled import Stage, StageSwitch, stages
 from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.evaluation import Evaluation, evaluate_predictions
-from cbn_deploy.training.execution import Execution, choose_device
+from cbn_deploy.training.execution import Execution, check_recordable, choose_device
 from cbn_deploy.training.folder import RunFolder, check_same_run
 from cbn_deploy.training.interrupts import deferred_interrupt
 from cbn_deploy.training.metrics_log import EpochMetrics, append_metrics, keep_epochs
@@ -60,6 +60,8 @@ def train(
     device: str = "auto",
     channels_last: bool = False,
     compile: bool = False,
+    cuda_graphs: bool = False,
+    device_views: bool = False,
 ) -> TrainingResult:
     """Run ``recipe`` from its first epoch, or from the last completed one, to its report.
 
@@ -77,13 +79,23 @@ def train(
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         channels_last: keep images and weights of convolutions as (B, H, W, C) in memory.
         compile: run the network through ``torch.compile``.
+        cuda_graphs: record a step as a CUDA graph and replay it.
+        device_views: make the views of images in memory on the device, with the same pixels.
 
     Raises:
         CbnError: RecipeError, DataError, OutputError, CheckpointError or TrainingError, see :mod:`cbn_deploy.errors`.
         KeyboardInterrupt: Ctrl-C; the completed epochs are on disk.
     """
     ranks, folder = Ranks.current(), RunFolder(Path(out_dir))
-    execution = Execution(device=choose_device(device), workers=workers, channels_last=channels_last, compile=compile)
+    execution = Execution(
+        device=choose_device(device),
+        workers=workers,
+        channels_last=channels_last,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
+        device_views=device_views,
+    )
+    check_recordable(execution, recipe.schedule.accumulate, ranks)
     state = ranks.from_first(lambda: _earlier_state(folder, resume))
     data = load_data(recipe.data, data_dir)
     run = _Run(recipe, data, folder, execution, ranks, progress or Progress())
@@ -130,6 +142,7 @@ class _Run:
         self.stages = StageSwitch(recipe, self.model, self.descent.optimizer)
         self.stage = stages(recipe)[0]
         self.loader = self._make_loader(self.stage)
+        self.classifications: dict[tuple[Stage, bool], Classification] = {}
         self.completed_epochs = 0
         self.seconds = 0.0
 
@@ -167,11 +180,13 @@ class _Run:
         for batch in self.loader.epoch(epoch):
             portion = batch.to(self.execution.device)
             learning_rate = self.stage.learning_rate(epoch, step, len(self.loader))
-            averages.add(self.descent.take(portion, self.stage.recipe, classify, learning_rate), portion.labels)
-            if not math.isfinite(averages.loss):
-                raise _diverged(f"The loss is not finite in epoch {epoch + 1}, step {step + 1}", self.recipe)
-            if portion.ends_step:
-                step += 1
+            averages.add(self.descent.take(portion, self.stage.recipe, classify, learning_rate))
+            if not portion.ends_step:
+                continue
+            step += 1
+            if step % self.execution.steps_between_readings == 0 or step == len(self.loader):
+                if not math.isfinite(averages.loss):
+                    raise _diverged(f"The loss is not finite in epoch {epoch + 1}, step {step}", self.recipe)
                 self.progress.step_done(
                     StepMetrics(
                         epoch=epoch + 1,
@@ -277,7 +292,10 @@ class _Run:
         if stage != self.stage:
             self.stage, self.loader = stage, self._make_loader(stage)
             self.descent.prepare()
-        return stage.classification_loss(self.data.class_counts, epoch, self.execution.device)
+        key = (stage, stage.is_weighted(epoch))
+        if key not in self.classifications:  # one function for all epochs: recorded steps are known by it
+            self.classifications[key] = stage.classification_loss(self.data.class_counts, epoch, self.execution.device)
+        return self.classifications[key]
 
     def _make_loader(self, stage: Stage) -> TrainingLoader:
         return training_loader(
@@ -294,6 +312,7 @@ class _Run:
                 accumulate=stage.recipe.schedule.accumulate,
             ),
             device=self.execution.device,
+            device_views=self.execution.device_views,
         )
 
     def _evaluation_is_due(self, epoch: int) -> bool:

@@ -51,7 +51,7 @@ def some_steps(
     classify = classification_loss(recipe.loss, COUNTS)
     for number, size in enumerate(SIZES):
         for portion in _portions(recipe, number, size, ranks, dtype):
-            averages.add(descent.take(portion, recipe, classify, 0.05), portion.labels)
+            averages.add(descent.take(portion, recipe, classify, 0.05))
     assert averages.images == sum(SIZES)
     logged = torch.tensor([averages.loss, averages.classification, averages.accuracy], dtype=torch.float64)
     return {"logged": logged, **model.state_dict()}

@@ -9,7 +9,7 @@ from cbn_deploy.data import TrainingBatch
 from cbn_deploy.models import create_model
 from cbn_deploy.norm import split_path
 from cbn_deploy.training import RECIPES, apply_settings
-from cbn_deploy.training.averages import EpochAverages
+from cbn_deploy.training.averages import EpochAverages, step_sums
 from cbn_deploy.training.class_tables import log_class_prior
 from cbn_deploy.training.classification import classification_loss
 from cbn_deploy.training.losses import balanced_softmax, consistency
@@ -106,7 +106,7 @@ def test_averages_weigh_by_images(batch):
     steps = []
     for part in (batch, small):
         losses = step_losses(model, part, DUAL, classify)
-        averages.add(losses, part.labels)
+        averages.add(step_sums(losses, part.labels))
         steps.append((losses, len(part.labels), int((losses.logits.argmax(1) == part.labels).sum())))
     assert averages.images == 8
     assert averages.loss == pytest.approx(sum(step.total.item() * n for step, n, _ in steps) / 8)
