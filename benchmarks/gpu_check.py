@@ -65,6 +65,7 @@ def _arguments() -> argparse.Namespace:
 SECTIONS = {
     "parity of inference": 100,
     "parity of training": 40,
+    "parity of the split path": 20,
     "parity of operators": 25,
     "ahead-of-time PTX": 25,
     "copy bandwidth": 5,
@@ -73,6 +74,7 @@ SECTIONS = {
     "training step of the layer": 45,
     "training passes": 25,
     "training step of networks": 25,
+    "recorded training steps": 60,
     "onnxruntime": 25,
     "TensorRT": 150,
     "tuning": 300,
@@ -80,7 +82,7 @@ SECTIONS = {
 
 
 def _sections(arguments: argparse.Namespace) -> dict[str, tuple[float, Callable[..., None]]]:
-    from benchmarks.gpu import driver, layers, networks, parity, runtimes, shapes
+    from benchmarks.gpu import driver, layers, networks, parity, recorded, runtimes, shapes
 
     tiny = arguments.dry_run
     device = "cpu" if tiny else "cuda"
@@ -89,6 +91,7 @@ def _sections(arguments: argparse.Namespace) -> dict[str, tuple[float, Callable[
     bodies: dict[str, Callable[..., None]] = {
         "parity of inference": partial(parity.inference, device=device, tiny=tiny),
         "parity of training": partial(parity.training_passes, device=device, tiny=tiny),
+        "parity of the split path": partial(parity.split_passes, device=device, tiny=tiny),
         "parity of operators": partial(parity.operators, device=device, tiny=tiny),
         "ahead-of-time PTX": partial(driver.ahead_of_time, device=device),
         "copy bandwidth": partial(layers.copy_bandwidth, device=device, tiny=tiny),
@@ -97,6 +100,7 @@ def _sections(arguments: argparse.Namespace) -> dict[str, tuple[float, Callable[
         "training step of the layer": partial(layers.training_step, device=device, shapes=some),
         "training passes": partial(layers.training_passes, device=device, shapes=some),
         "training step of networks": partial(networks.training_step, device=device, tiny=tiny),
+        "recorded training steps": partial(recorded.training_steps, device=device),
         "onnxruntime": partial(runtimes.onnxruntime_cuda, device=device, tiny=tiny),
         "TensorRT": partial(runtimes.tensorrt, device=device, tiny=tiny),
     }

@@ -14,7 +14,7 @@ from benchmarks.gpu.shapes import Shape, random_tables
 from benchmarks.gpu.timing import Work, captured, graph_medians, input_sets, medians
 from cbn_deploy.kernels.triton import operator, training
 from cbn_deploy.kernels.triton.launch import ForwardLaunch, forward_launch
-from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig
+from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig, SplitBatchNorm2d
 
 COMPONENTS = 4
 TARGET = 0.85
@@ -149,7 +149,7 @@ def training_passes(section: Section, clock: Clock, device: str, shapes: Sequenc
 
 
 def training_step(section: Section, clock: Clock, device: str, shapes: Sequence[Shape]) -> None:
-    """Forward and backward of the layer over those of cuDNN's batch norm, eager and as CUDA graphs."""
+    """Forward and backward of the layer's two paths over those of cuDNN's batch norm, eager and as CUDA graphs."""
     for shape in shapes:
         for dtype, last in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
             if clock.over():
@@ -158,20 +158,31 @@ def training_step(section: Section, clock: Clock, device: str, shapes: Sequence[
             grad = torch.randn_like(x)
             layers = {
                 "cbn": CompoundBatchNorm2d(shape.channels, NormConfig(components=COMPONENTS)),
+                "split": _split_layer(shape, device),
                 "bn": nn.BatchNorm2d(shape.channels),
             }
             steps = {name: _step(layer.to(device).train(), x, grad) for name, layer in layers.items()}
             row: dict[str, object] = {"network": shape.network, "x": shape.label}
             row |= {"dtype": str(dtype).removeprefix("torch."), "layout": "NHWC" if last else "NCHW"}
             eager = medians(steps, clock)
-            row |= {"cbn ms": eager["cbn"], "bn ms": eager["bn"], "ratio": eager["cbn"] / eager["bn"]}
+            row |= {"cbn ms": eager["cbn"], "split ms": eager["split"], "bn ms": eager["bn"]}
+            row |= {"ratio": eager["cbn"] / eager["bn"], "split ratio": eager["split"] / eager["bn"]}
             if device == "cuda":
                 graphs = graph_medians(steps, clock)
                 if isinstance(graphs, str):
                     row["graph"] = graphs
                 else:
-                    row |= {"graph cbn ms": graphs["cbn"], "graph ratio": graphs["cbn"] / graphs["bn"]}
+                    row |= {f"graph {name} ms": time for name, time in graphs.items()}
+                    row |= {"graph ratio": graphs["cbn"] / graphs["bn"]}
+                    row |= {"graph split ratio": graphs["split"] / graphs["bn"]}
             section.rows.append(row)
+
+
+def _split_layer(shape: Shape, device: str) -> SplitBatchNorm2d:
+    """As inside :func:`split_path`, with as many images of every group."""
+    layer = SplitBatchNorm2d(shape.channels, torch.arange(COMPONENTS), NormConfig(components=COMPONENTS))
+    layer.active_groups = torch.arange(shape.batch, device=device) % COMPONENTS
+    return layer
 
 
 def _step(layer: nn.Module, x: Tensor, grad: Tensor):  # noqa: ANN202 - a closure

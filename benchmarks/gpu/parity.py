@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.gpu.results import Clock, Section
 from benchmarks.gpu.shapes import random_tables
-from cbn_deploy.kernels.triton import operator, training
+from cbn_deploy.kernels import split_groups
+from cbn_deploy.kernels.triton import operator, split, training
 from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig
 from tests.reference.op_float64 import OpResult, compound_batch_normalization
 from tests.reference.tolerances import TOLERANCES
@@ -135,6 +136,21 @@ def training_passes(section: Section, clock: Clock, device: str, *, tiny: bool) 
             section.rows.append({"case": case, "of_allowed": error / limit, "ok": error <= limit})
 
 
+def split_passes(section: Section, clock: Clock, device: str, *, tiny: bool) -> None:
+    """The split path's moments, sums and gradients, likewise; x stands 8 deviations off zero."""
+    sizes = [(6, 6, 3)] if tiny else [(16, 1024, 4), (64, 64, 4), (24, 49, 4), (64, 3136, 8), (2048, 49, 4)]
+    types = [torch.float32] if tiny else [torch.float32, torch.bfloat16]
+    for (channels, pixels, groups), dtype, last in itertools.product(sizes, types, (False, True)):
+        if clock.over():
+            return
+        for name, error in _split_errors(channels, pixels, groups, dtype, device, channels_last=last).items():
+            result_type = dtype if name in ("y", "gradient of x") else torch.float32
+            limit = {torch.float32: TOLERANCES["training pass"].rtol, torch.bfloat16: 2.0**-8}[result_type]
+            layout = "channels last" if last else "channels first"
+            case = f"split D={channels} P={pixels} M={groups} {str(dtype).removeprefix('torch.')} {layout} {name}"
+            section.rows.append({"case": case, "of_allowed": error / limit, "ok": error <= limit})
+
+
 def operators(section: Section, clock: Clock, device: str, *, tiny: bool) -> None:
     """What torch sees: the layer's training step in float64's neighbourhood, and operators that keep their promises.
 
@@ -241,7 +257,56 @@ def _training_errors(
         "sums of w g": (through_offset, torch.einsum("bmp,bdp->md", w, g64)),
         "gradient of x": (gradient, x64.grad),
     }
+    return _errors(pairs)
+
+
+def _errors(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Largest difference over the largest number."""
     return {
         name: ((actual.double().cpu() - expected).abs().max() / expected.abs().max()).item()
         for name, (actual, expected) in pairs.items()
     }
+
+
+def _split_errors(
+    channels: int, pixels: int, components: int, dtype: torch.dtype, device: str, *, channels_last: bool
+) -> dict[str, float]:
+    """Every pass on what the passes before it should have made, but for the images' moments, which are its own."""
+    random = torch.Generator().manual_seed(channels)
+    x, g = (torch.randn(9, channels, pixels, generator=random).add(8.0 * i).to(dtype) for i in (1, 0))
+    scale, bias = (torch.randn(components, channels, generator=random) for _ in range(2))
+    groups = torch.arange(9) % (components - 1)  # the last group is empty
+    x64, g64 = x.double(), g.double()
+    mean_BD, var_BD = x64.mean(2), x64.var(2, correction=0)
+    mass, mean, var = split_groups.group_moments(mean_BD, var_BD, groups, pixels, components)
+    inverse_mass = torch.where(mass > 0, 1.0 / mass, 0.0)
+    centred = x64 - mean[groups][..., None]
+    products, sums = (centred * g64).sum(2), g64.sum(2)
+    exact = split_groups.group_gradients(products, sums, groups, var, inverse_mass, scale.double(), EPSILON)
+    gain, curvature, slope, offset = (
+        table.double()[groups][..., None] for table in (exact.gain, exact.curvature, exact.slope, bias)
+    )
+
+    groups = groups.to(device)
+    tables = [table.float().to(device) for table in (mean, var, scale, bias)]
+    if channels_last:
+        x, g = (value.movedim(1, -1).contiguous().movedim(-1, 1) for value in (x, g))
+    x, g = x.to(device), g.to(device)
+    of_images = split.moments(x)
+    of_groups = split.group_moments(*of_images, groups, pixels, components)
+    y, gradient = torch.empty_like(x), torch.empty_like(x)
+    split.normalize(x, groups, *tables, EPSILON, y)
+    of_gradients = split.gradient_sums(g, x, groups, tables[0])
+    found = split.group_gradients(*of_gradients, groups, tables[1], inverse_mass.float().to(device), tables[2], EPSILON)
+    split.input_gradient(g, x, groups, tables[0], found, gradient)
+    pairs = dict(zip(("mean of images", "var of images"), zip(of_images, (mean_BD, var_BD), strict=True), strict=True))
+    pairs |= dict(zip(("mass", "mean", "var"), zip(of_groups, (mass, mean, var), strict=True), strict=True))
+    pairs |= {
+        "y": (y, gain * centred + offset),
+        "sums of (x - mean) g": (of_gradients[0], products),
+        "sums of g": (of_gradients[1], sums),
+        "gradient of scale": (found.scale, exact.scale),
+        "gradient of bias": (found.bias, exact.bias),
+        "gradient of x": (gradient, gain * g64 + 2.0 * curvature * centred + slope),
+    }
+    return _errors(pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from types import ModuleType
 from typing import NamedTuple
@@ -13,10 +14,15 @@ from torch import Tensor
 from cbn_deploy.kernels import portable
 from cbn_deploy.kernels.memory_format import empty_like_dense
 from cbn_deploy.kernels.triton.launch import MAX_COMPONENTS
+from cbn_deploy.kernels.triton.split_launch import LARGEST_IMAGE
 
-__all__ = ["STORED_TYPES", "compound_batch_norm", "training_passes"]
+__all__ = ["STORED_TYPES", "compound_batch_norm", "split_passes", "takes_tables", "training_passes", "training_tables"]
 
 STORED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Off, the split path runs in plain torch operations: what a benchmark compares with.
+_split_in_triton = True
+# Off, the tables of a training step are made in plain torch operations: what a benchmark compares with.
+_tables_in_triton = True
 
 
 def compound_batch_norm(
@@ -55,16 +61,42 @@ def training_passes(x: Tensor, components: int) -> ModuleType | None:
     return None if modules is None else modules.training
 
 
+def training_tables() -> ModuleType | None:
+    """The steps of a training batch whose tables have kernels of their own, where :func:`training_passes` are Triton's.
+
+    ``None`` where tables are made in plain torch operations.
+    """
+    modules = _triton_modules() if _tables_in_triton else None
+    return None if modules is None else modules.training_tables
+
+
+def takes_tables(*tables: Tensor) -> bool:
+    """Whether the kernels of :func:`training_tables` take such tables (M,) and (M, D), if there are any kernels."""
+    return all(t.device.type == "cuda" and t.dtype == torch.float32 and len(t) <= MAX_COMPONENTS for t in tables)
+
+
+def split_passes(x: Tensor, components: int = 1) -> ModuleType | None:
+    """The split path's passes for such a tensor (B, D, *spatial), or ``None`` where they have to be portable."""
+    if not _split_in_triton or training_passes(x, components) is None:
+        return None
+    if math.prod(x.shape[1:]) > LARGEST_IMAGE:
+        return None
+    modules = _triton_modules()
+    return None if modules is None else modules.split
+
+
 class _Modules(NamedTuple):
     operator: ModuleType
     training: ModuleType
+    training_tables: ModuleType
+    split: ModuleType
 
 
 @functools.cache
 def _triton_modules() -> _Modules | None:
     """``None``, with one warning, where Triton is not installed."""
     try:
-        from cbn_deploy.kernels.triton import operator, training
+        from cbn_deploy.kernels.triton import operator, split, training, training_tables
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "triton":
             raise
@@ -74,4 +106,4 @@ def _triton_modules() -> _Modules | None:
             stacklevel=2,
         )
         return None
-    return _Modules(operator, training)
+    return _Modules(operator, training, training_tables, split)

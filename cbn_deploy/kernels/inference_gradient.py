@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cbn_deploy.kernels import portable
 from cbn_deploy.kernels.torch_ops import compound_batch_norm, compound_batch_norm_posterior
-from cbn_deploy.kernels.training import logit_tables, mixture_normalize_backward
+from cbn_deploy.kernels.training import mixture_normalize_backward
+from cbn_deploy.kernels.training_steps import logit_tables
 
 __all__: list[str] = []
 

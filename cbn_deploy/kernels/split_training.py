@@ -1,27 +1,27 @@
-"""``torch.ops.cbn.image_moments`` and ``split_normalize``: a training batch through the split path, and back.
+"""``torch.ops.cbn.group_moments`` and ``split_normalize``: a training batch through the split path, and back.
 
-    mean, var = torch.ops.cbn.image_moments(x)              # (B, D) each; carries no gradient
-    y = torch.ops.cbn.split_normalize(x, groups, ...)       # carries all of it, also through the groups' moments
+    mass, mean, var = torch.ops.cbn.group_moments(x, groups, M)  # (M,), (M, D), (M, D); carries no gradient
+    y = torch.ops.cbn.split_normalize(x, groups, ...)            # carries all of it, also through the groups' moments
 
 Saved for the way back are x and tables. The passes run in the native library where it is installed and can
-(:mod:`cbn_deploy.kernels.native_split`), else in plain torch operations (:mod:`cbn_deploy.kernels.split_passes`); x of
-half precision is computed in float32.
+(:mod:`cbn_deploy.kernels.native_split`), on CUDA in Triton (:mod:`cbn_deploy.kernels.cuda`), else in plain torch
+operations (:mod:`cbn_deploy.kernels.split_passes`). All compute in float32 at least. The Triton passes read and write x
+as it is stored, also in half precision and channels last; for the others it is converted first.
 """
 
 from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cbn_deploy.kernels import native_split, portable, split_passes
-from cbn_deploy.kernels.moment_gradients import moment_gradients, moments_of_all_ranks, table_gradients
+from cbn_deploy.kernels import cuda, native_split, portable, split_groups, split_passes
+from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, is_channels_last
 
-__all__ = ["image_moments", "split_normalize"]
+__all__ = ["group_moments", "image_moments", "split_normalize"]
 
 
 @torch.library.custom_op("cbn::image_moments", mutates_args=())
@@ -31,9 +31,7 @@ def image_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (B, D) each, float32, or float64 for float64 x.
     """
-    planes = _planes(x)
-    mean, var = _passes(planes).moments(planes)
-    return mean.reshape(x.shape[:2]), var.reshape(x.shape[:2])
+    return _moments_of_images(x, 1)
 
 
 @image_moments.register_fake
@@ -41,6 +39,33 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     dtype = portable.working_dtype(x)
     mean, var = (torch.empty(x.shape[:2], dtype=dtype, device=x.device) for _ in range(2))
     return mean, var
+
+
+@torch.library.custom_op("cbn::group_moments", mutates_args=())
+def group_moments(x: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. (17) and (18): number of pixels, mean and biased variance of the images of each group.
+
+    Args:
+        x: (B, D, *spatial), any floating dtype.
+        groups: (B,) int64, 0 .. num_groups-1.
+        num_groups: M.
+
+    Returns:
+        mass (M,), mean and var (M, D), float32, or float64 for float64 x; an empty group's are 0.
+    """
+    triton = cuda.split_passes(x, num_groups)
+    tables = split_groups if triton is None else triton
+    mean, var = _moments_of_images(x, num_groups)
+    found: tuple[Tensor, Tensor, Tensor] = tables.group_moments(mean, var, groups, math.prod(x.shape[2:]), num_groups)
+    return found
+
+
+@group_moments.register_fake
+def _(x: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    del groups
+    dtype, table = portable.working_dtype(x), (num_groups, x.shape[1])
+    mass, mean, var = (torch.empty(shape, dtype=dtype, device=x.device) for shape in (table[:1], table, table))
+    return mass, mean, var
 
 
 @torch.library.custom_op("cbn::split_normalize", mutates_args=())
@@ -76,20 +101,25 @@ def split_normalize(
         (B, D, *spatial) of x's dtype.
     """
     del inverse_mass, synchronized
+    mean, var, scale, bias = (table.to(portable.working_dtype(x)) for table in (mean, var, scale, bias))
+    triton = cuda.split_passes(x, len(scale))
+    if triton is not None:
+        y = empty_like_dense(x)
+        triton.normalize(_flat(dense(x)), groups, mean, var, scale, bias, epsilon, _flat(y))
+        return y
     planes = _planes(x)
-    mean, var, scale, bias = (table.to(planes.dtype) for table in (mean, var, scale, bias))
     gain = scale * (var + epsilon).rsqrt()
     centre, slope, offset = (_of_planes(table, groups) for table in (mean, gain, bias))
     # Not a view of what the pass returns: torch forbids to write (an in-place ReLU) into views from operators.
     y = torch.empty(x.shape, dtype=planes.dtype, device=x.device)
     _passes(planes).affine(planes, centre, slope, offset, y.view_as(planes), None, None)
-    return y.to(x.dtype)
+    return _stored_like(x, y) if x.is_cuda else y.to(x.dtype)
 
 
 @split_normalize.register_fake
 def _(x: Tensor, *constants: object) -> Tensor:
     del constants
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return empty_output(x)
 
 
 @torch.library.custom_op("cbn::split_normalize_backward", mutates_args=())
@@ -105,29 +135,30 @@ def split_normalize_backward(
     synchronized: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, scale and bias from that of :func:`split_normalize`'s y."""
+    mean, var, working_scale = (table.to(portable.working_dtype(x)) for table in (mean, var, scale))
+    constants = _Constants(groups, var, inverse_mass, working_scale, epsilon)
+    triton = cuda.split_passes(x, len(scale))
+    if triton is not None:
+        grad_x, found = _gradients_in_triton(triton, grad, x, mean, constants, synchronized)
+        return grad_x, found.scale.to(scale.dtype), found.bias.to(scale.dtype)
     planes = _planes(x)
     g = _planes(grad).to(planes.dtype)
-    mean, var, working_scale = (table.to(planes.dtype) for table in (mean, var, scale))
     passes, centre = _passes(planes), _of_planes(mean, groups)
     products, sums = (part.reshape(x.shape[:2]) for part in passes.gradient_sums(g, planes, centre))
-    through_gain, through_offset = (sum_of_groups(part, groups, len(scale)) for part in (products, sums))
-    # The centre of a group's pixels is its mean.
-    shift = torch.zeros_like(mean)
-    outer = table_gradients(through_gain, through_offset, shift, var, working_scale, epsilon)
-    outer = moments_of_all_ranks(outer) if synchronized else outer
-    moments = moment_gradients(outer, shift, var, inverse_mass)
-    gain = working_scale * (var + epsilon).rsqrt()
-    slope, offset, plane_gain = (_of_planes(t, groups) for t in (2.0 * moments.curvature, moments.slope, gain))
+    found = split_groups.group_gradients(products, sums, *constants, synchronized)
+    slope, offset, gain = (_of_planes(t, groups) for t in (2.0 * found.curvature, found.slope, found.gain))
     grad_x = torch.empty_like(planes)
-    passes.affine(planes, centre, slope, offset, grad_x, g, plane_gain)
-    return grad_x.reshape(x.shape).to(x.dtype), outer.scale.to(scale.dtype), through_offset.to(scale.dtype)
+    passes.affine(planes, centre, slope, offset, grad_x, g, gain)
+    result = grad_x.reshape(x.shape)
+    result = _stored_like(x, result) if x.is_cuda else result.to(x.dtype)
+    return result, found.scale.to(scale.dtype), found.bias.to(scale.dtype)
 
 
 @split_normalize_backward.register_fake
 def _(grad: Tensor, x: Tensor, *constants: Any) -> tuple[Tensor, Tensor, Tensor]:
     del grad
     scale = constants[4]
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(scale), torch.empty_like(scale)
+    return empty_output(x), torch.empty_like(scale), torch.empty_like(scale)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -146,10 +177,39 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 split_normalize.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def sum_of_groups(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """(B, D) -> (M, D): the sum over the images of each group, in the same order every time."""
-    members = F.one_hot(groups, num_groups).to(values.dtype)
-    return (members.unsqueeze(2) * values.unsqueeze(1)).sum(0)
+class _Constants(NamedTuple):
+    """What the groups' gradients take beside the sums."""
+
+    groups: Tensor
+    var: Tensor
+    inverse_mass: Tensor
+    scale: Tensor
+    epsilon: float
+
+
+def _gradients_in_triton(
+    triton: ModuleType, grad: Tensor, x: Tensor, mean: Tensor, constants: _Constants, synchronized: bool
+) -> tuple[Tensor, split_groups.GroupGradients]:
+    pixels, g = _flat(dense(x)), _flat(_stored_like(x, grad))
+    products, sums = triton.gradient_sums(g, pixels, constants.groups, mean)
+    if synchronized:
+        # The ranks exchange what lies between their sums and the rest: one kernel cannot do both.
+        found = split_groups.group_gradients(products, sums, *constants, synchronized)
+    else:
+        found = triton.group_gradients(products, sums, *constants)
+    grad_x = empty_like_dense(x)
+    triton.input_gradient(g, pixels, constants.groups, mean, found, _flat(grad_x))
+    return grad_x, found
+
+
+def _moments_of_images(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    triton = cuda.split_passes(x, num_groups)
+    if triton is not None:
+        found: tuple[Tensor, Tensor] = triton.moments(_flat(dense(x)))
+        return found
+    planes = _planes(x)
+    mean, var = _passes(planes).moments(planes)
+    return mean.reshape(x.shape[:2]), var.reshape(x.shape[:2])
 
 
 def _of_planes(table: Tensor, groups: Tensor) -> Tensor:
@@ -160,6 +220,19 @@ def _of_planes(table: Tensor, groups: Tensor) -> Tensor:
 def _planes(x: Tensor) -> Tensor:
     """(B D, P), contiguous, float32 at least."""
     return x.to(portable.working_dtype(x)).reshape(x.shape[0] * x.shape[1], math.prod(x.shape[2:])).contiguous()
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, D, P), a view of a dense tensor."""
+    return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+
+
+def _stored_like(x: Tensor, values: Tensor) -> Tensor:
+    """``values`` (B, D, *spatial) in the type of x and the memory format of ``dense(x)``."""
+    values = values.to(x.dtype)
+    if not is_channels_last(x):
+        return values.contiguous()
+    return values if is_channels_last(values) else empty_like_dense(x).copy_(values)
 
 
 def _passes(planes: Tensor) -> ModuleType:

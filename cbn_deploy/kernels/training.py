@@ -12,22 +12,21 @@ tables. Second derivatives are not implemented: asking for them raises torch's "
 The passes run in the native library where it is installed and can (:mod:`cbn_deploy.kernels.native_training`), on CUDA
 in Triton (:mod:`cbn_deploy.kernels.cuda`), else in plain torch operations
 (:mod:`cbn_deploy.kernels.training_passes`). All compute in float32 at least. The Triton passes read and write x as it
-is stored, also in half precision and channels last; for the others it is converted first.
+is stored, also in half precision and channels last; for the others it is converted first. Between the passes lies
+arithmetic on tables (:mod:`cbn_deploy.kernels.training_steps`), on CUDA in kernels of its own.
 """
 
 from __future__ import annotations
 
 import math
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from cbn_deploy.kernels import cuda, native_training, portable, training_passes
 from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, is_channels_last
-from cbn_deploy.kernels.moment_gradients import moment_gradients, moments_of_all_ranks, table_gradients
-from cbn_deploy.kernels.training_passes import GradientTables
+from cbn_deploy.kernels.training_steps import NormalizerTables, TorchTables, TrainingSteps
 
 __all__ = ["mixture_normalize", "mixture_statistics"]
 
@@ -59,22 +58,14 @@ def mixture_statistics(
         All float32, or float64 for float64 x.
     """
     with torch.autocast(x.device.type, enabled=False):
-        pixels, passes = _prepared(x, len(tau))
+        pixels, steps = _prepared(x, len(tau))
         dtype = portable.working_dtype(x)
         tau, mean, var = (table.to(dtype) for table in (tau, mean, var))
         # A rank whose share of a batch is empty: any centre will do.
         centre = pixels.mean((0, 2), dtype=dtype) if pixels.numel() else tau.new_zeros(pixels.shape[1])
-        tables = portable.density_tables(tau, mean, var, epsilon, centre)
-        constant = tables.log_prior - (0.5 * density_scale) * tables.constant
-        quadratic, linear = logit_tables(tables, density_scale)
-        w, (mass, first, second) = passes.expectation(pixels, centre, quadratic, linear, constant)
-        # An empty component has mass 0 and sums 0; dividing by the tiny floor gives 0 and not NaN.
-        safe = mass.clamp_min(torch.finfo(mass.dtype).tiny ** 0.5)[:, None]
-        shift = first / safe
-        # Rounding can leave a constant channel a variance just below zero.
-        batch_var = (second / safe - shift.square()).clamp_min(0.0)
-    posterior = w.reshape(len(x), len(tau), *x.shape[2:])
-    return posterior, centre, quadratic, linear, mass, centre + shift, batch_var
+        w, *results = steps.statistics(pixels, centre, tau, mean, var, epsilon, density_scale)
+    quadratic, linear, mass, batch_mean, batch_var = results
+    return w.reshape(len(x), len(tau), *x.shape[2:]), centre, quadratic, linear, mass, batch_mean, batch_var
 
 
 @mixture_statistics.register_fake
@@ -129,14 +120,13 @@ def mixture_normalize(
     Returns:
         (B, D, *spatial) of x's dtype.
     """
-    del quadratic, linear, inverse_mass, synchronized
+    del synchronized
     with torch.autocast(x.device.type, enabled=False):
-        pixels, passes = _prepared(x, len(scale))
-        mean, var, scale, bias = (table.to(portable.working_dtype(x)) for table in (mean, var, scale, bias))
-        gain, offset = portable.combination_tables(mean, var, scale, bias, epsilon, centre)
+        pixels, steps = _prepared(x, len(scale))
+        tables = NormalizerTables(centre, quadratic, linear, mean, var, inverse_mass, scale, bias)
         # Not a view of what the pass returns: torch forbids to write (an in-place ReLU) into views from operators.
         y = empty_output(x, pixels.dtype)
-        passes.combine(pixels, centre, _flat(posterior).contiguous(), gain, offset, y.view_as(pixels))
+        steps.normalize(pixels, _flat(posterior).contiguous(), _working(tables, x), epsilon, y.view_as(pixels))
     return y.to(x.dtype)
 
 
@@ -164,20 +154,14 @@ def mixture_normalize_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, scale and bias from that of :func:`mixture_normalize`'s y."""
     with torch.autocast(x.device.type, enabled=False):
-        pixels, passes = _prepared(x, len(scale))
+        pixels, steps = _prepared(x, len(scale), synchronized)
         g, w = _stored_like(pixels, grad), _flat(posterior).contiguous()
-        mean, var, *affine = (table.to(portable.working_dtype(x)) for table in (mean, var, scale, bias))
-        shift = mean - centre
-        through_gain, through_offset = passes.output_sums(g, pixels, centre, w)
-        outer = table_gradients(through_gain, through_offset, shift, var, affine[0], epsilon)
-        outer = moments_of_all_ranks(outer) if synchronized else outer
-        moments = moment_gradients(outer, shift, var, inverse_mass)
-        gain, offset = portable.combination_tables(mean, var, affine[0], affine[1], epsilon, centre)
-        grad_tables = GradientTables(gain, offset, *moments, 2.0 * quadratic, linear)
-        grad_x = passes.input_gradient(g, pixels, centre, w, grad_tables).reshape(x.shape).to(x.dtype)
+        tables = NormalizerTables(centre, quadratic, linear, mean, var, inverse_mass, scale, bias)
+        gradients = steps.gradients(g, pixels, w, _working(tables, x), epsilon)
+        grad_x = gradients.x.reshape(x.shape).to(x.dtype)
         if x.is_cuda and is_channels_last(x) and not is_channels_last(grad_x):
             grad_x = empty_like_dense(x).copy_(grad_x)
-    return grad_x, outer.scale.to(scale.dtype), through_offset.to(bias.dtype)
+    return grad_x, gradients.scale.to(scale.dtype), gradients.bias.to(bias.dtype)
 
 
 @mixture_normalize_backward.register_fake
@@ -203,18 +187,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 mixture_normalize.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def logit_tables(tables: portable.DensityTables, density_scale: float) -> tuple[Tensor, Tensor]:
-    """Coefficients of c^2 and c in the logits, (M, D) each."""
-    return (-0.5 * density_scale) * tables.quadratic, density_scale * tables.linear
-
-
-def _prepared(x: Tensor, components: int) -> tuple[Tensor, ModuleType]:
-    """x as (B, D, P), in the type and memory format that the passes beside it take."""
+def _prepared(x: Tensor, components: int, synchronized: bool = False) -> tuple[Tensor, TrainingSteps]:
+    """x as (B, D, P), in the type and memory format that the steps beside it take."""
     triton = cuda.training_passes(x, components)
     if triton is not None:
-        return _flat(dense(x)), triton
+        tables = None if synchronized else cuda.training_tables()
+        steps = TorchTables(triton, synchronized) if tables is None else cast(TrainingSteps, tables)
+        return _flat(dense(x)), steps
     pixels = _flat(x.to(portable.working_dtype(x))).contiguous()
-    return pixels, native_training if native_training.suits(pixels, components) else training_passes
+    passes = native_training if native_training.suits(pixels, components) else training_passes
+    return pixels, TorchTables(passes, synchronized)
+
+
+def _working(tables: NormalizerTables, x: Tensor) -> NormalizerTables:
+    dtype = portable.working_dtype(x)
+    return NormalizerTables(*(table.to(dtype) for table in tables))
 
 
 def _flat(x: Tensor) -> Tensor:

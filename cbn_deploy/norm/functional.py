@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cbn_deploy.kernels.split_training import sum_of_groups
+import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
 
 __all__ = [
     "Moments",
@@ -101,9 +101,4 @@ def group_moments(x: Tensor, groups: Tensor, num_groups: int) -> Moments:
     Made of the images' own moments: the variance of a group is the mean of its images' variances plus the variance of
     their means. Carries no gradient: that of the split path is ``torch.ops.cbn.split_normalize``'s.
     """
-    mean_BD, var_BD = torch.ops.cbn.image_moments(x.detach())
-    images = sum_of_groups(torch.ones_like(mean_BD[:, :1]), groups, num_groups)
-    share = 1.0 / images.clamp_min(1.0)
-    mean = share * sum_of_groups(mean_BD, groups, num_groups)
-    var = share * sum_of_groups(var_BD + (mean_BD - mean[groups]).square(), groups, num_groups)
-    return Moments(images[:, 0] * math.prod(x.shape[2:]), mean, var)
+    return Moments(*torch.ops.cbn.group_moments(x.detach(), groups, num_groups))

@@ -22,8 +22,9 @@ from cbn_deploy.kernels.memory_format import readable
 from cbn_deploy.norm import functional
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.initialization import initial_statistics, statistics_of_first_batch
+from cbn_deploy.norm.learning import NormalizerAverages, learn
 from cbn_deploy.norm.ranks import moments_of_all_ranks
-from cbn_deploy.norm.statistics import READINGS, MixtureStatistics, TrainingStep, updated_moments
+from cbn_deploy.norm.statistics import MixtureStatistics, TrainingStep
 
 __all__ = ["CompoundBatchNorm2d", "DualPathBatchNorm2d", "MixtureBatchNorm", "SplitBatchNorm2d", "split_path"]
 
@@ -96,7 +97,6 @@ class MixtureBatchNorm(nn.Module):
         if not self.config.posterior_gradient:
             quadratic, linear = torch.zeros_like(quadratic), torch.zeros_like(linear)
         batch = self._of_all_ranks(functional.Moments(*moments))
-        self._remember(batch)
         mean, var, inverse_mass, _ = self._learn(batch, update_tau=True)
         y: Tensor = torch.ops.cbn.mixture_normalize(
             x, w, centre, quadratic, linear, mean, var, inverse_mass, self.weight, self.bias, eps, self.synchronized
@@ -114,10 +114,11 @@ class MixtureBatchNorm(nn.Module):
     def _split(self, x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if len(groups) != len(x):
             raise ValueError(f"split_path was given {len(groups)} labels but the batch has {len(x)} images")
-        mean, var, inverse_mass = self.running_mean, self.running_var, torch.zeros_like(self.running_tau)
         if self.training:
             moments = self._of_all_ranks(functional.group_moments(x, groups, self.config.components))
             mean, var, inverse_mass, _ = self._learn(moments, update_tau=False)
+        else:
+            mean, var, inverse_mass = self.running_mean, self.running_var, torch.zeros_like(self.running_tau)
         synchronized = self.synchronized and self.training
         y: Tensor = torch.ops.cbn.split_normalize(
             x, groups, mean, var, inverse_mass, weight, bias, self.config.eps, synchronized
@@ -127,13 +128,28 @@ class MixtureBatchNorm(nn.Module):
     def _of_all_ranks(self, batch: functional.Moments) -> functional.Moments:
         return moments_of_all_ranks(batch, self.running_mean) if self.synchronized else batch
 
-    def _remember(self, batch: functional.Moments) -> None:
-        """The compound path was given a training batch with these moments."""
+    def _averages(self) -> NormalizerAverages | None:
+        """What the compound path keeps of its own moments beside the running statistics."""
+        return None
+
+    def _store_averages(self, averages: NormalizerAverages) -> None:
+        """Keep what a batch has made of :meth:`_averages`."""
 
     def _learn(self, batch: functional.Moments, update_tau: bool) -> TrainingStep:
-        step = READINGS[self.config.statistics](self.running, batch, self.config.momentum, update_tau)
+        # The priors and the compound path's averages are moved by the same batches.
+        averages = self._averages() if update_tau else None
+        step, averages, self.num_batches_tracked = learn(
+            self.config.statistics,
+            self.running,
+            averages,
+            self.num_batches_tracked,
+            batch,
+            self.config.momentum,
+            update_tau,
+        )
         self._store(step.running)
-        self.num_batches_tracked = self.num_batches_tracked + 1
+        if averages is not None:
+            self._store_averages(averages)
         return step
 
     def _store(self, statistics: MixtureStatistics) -> None:
@@ -247,13 +263,15 @@ class DualPathBatchNorm2d(_SplitPathNorm):
             return _like(x, self._split(x, self.active_groups, self.split_weight, self.split_bias))
         return _like(x, self._split(x, self.active_groups, self.weight, self.bias))
 
-    def _remember(self, batch: functional.Moments) -> None:
+    def _averages(self) -> NormalizerAverages | None:
         if self.compound_mean is None or self.compound_var is None:
-            return
-        mean, var = self.compound_mean, self.compound_var
+            return None
         if self.config.initialization == "first_batch" and self.num_batches_tracked == 0:
-            mean, var = self.running_mean, self.running_var
-        self.compound_mean, self.compound_var = updated_moments(mean, var, batch, self.config.momentum, unbiased=True)
+            return NormalizerAverages(self.running_mean, self.running_var)
+        return NormalizerAverages(self.compound_mean, self.compound_var)
+
+    def _store_averages(self, averages: NormalizerAverages) -> None:
+        self.compound_mean, self.compound_var = averages
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # A checkpoint from before there was a normaliser of its own is read as what it was.
@@ -272,14 +290,19 @@ def split_path(model: nn.Module, labels: Tensor) -> Iterator[None]:
         labels: int64 (B,), the class of every image of the batch that goes through ``model`` inside the block.
 
     Raises:
-        ValueError: no such layer in the model, or labels that are not int64 (B,) in range.
+        ValueError: no such layer in the model, or labels that are not int64 (B,) in range. Whether they are in range
+            is looked at on the CPU only: on a GPU that would wait for it, and there torch's own indexing refuses them.
     """
     layers = [m for m in model.modules() if isinstance(m, _SplitPathNorm)]
     if not layers:
         raise ValueError("split_path: the model has no split or dual-path layer")
     if labels.ndim != 1 or labels.dtype != torch.long:
         raise ValueError(f"labels must be int64 (B,), got {labels.dtype} {tuple(labels.shape)}")
-    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= len(layers[0].class_groups)):
+    if (
+        labels.device.type == "cpu"
+        and labels.numel()
+        and (int(labels.min()) < 0 or int(labels.max()) >= len(layers[0].class_groups))
+    ):
         raise ValueError(f"labels must be in 0..{len(layers[0].class_groups) - 1}")
     before = [layer.active_groups for layer in layers]
     try:

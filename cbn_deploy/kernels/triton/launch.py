@@ -7,8 +7,10 @@ from dataclasses import dataclass
 __all__ = [
     "MAX_COMPONENTS",
     "ForwardLaunch",
+    "TableLaunch",
     "TrainingLaunch",
     "forward_launch",
+    "table_launch",
     "tables_size",
     "training_launch",
     "vector_width",
@@ -199,4 +201,42 @@ def training_launch(
         chunks=-(-channels // block_channels),
         fold=fold,
         warps=warps,
+    )
+
+
+# Partial sums that a program adds at once, channels it adds them for, and its warps: sixteen numbers a thread.
+SUMMED_ROWS, SUMMED_CHANNELS, SUMMED_WARPS = 256, 16, 8
+# At least LOOPING_PROGRAMS, a power of two.
+MOST_PARTIAL_MASSES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableLaunch:
+    """Compile-time constants of the kernels of :mod:`cbn_deploy.kernels.triton.training_table_kernels`.
+
+    Attributes:
+        block_components: M, or the next power of two.
+        block_channels: channels that a program takes at once, for all components.
+        row_channels: channels that a program takes at once, for one component.
+        pieces: SUMMED_CHANNELS each, make up the channels; a power of two, so that a kernel can add one number of each.
+        warps: of a program that takes all components.
+    """
+
+    block_components: int
+    block_channels: int
+    row_channels: int
+    pieces: int
+    warps: int
+
+
+def table_launch(*, components: int, channels: int) -> TableLaunch:
+    """Cut (M, D) tables, M = ``components`` up to 16, D = ``channels``."""
+    block_components, padded = _next_power_of_two(components), _next_power_of_two(channels)
+    block_channels = min(padded, 4096 // block_components)
+    return TableLaunch(
+        block_components=block_components,
+        block_channels=block_channels,
+        row_channels=min(padded, 1024),
+        pieces=_next_power_of_two(-(-channels // SUMMED_CHANNELS)),
+        warps=max(1, min(8, block_components * block_channels // 128)),
     )

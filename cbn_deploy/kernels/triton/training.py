@@ -3,7 +3,7 @@
 The interface and the notation are those of the plain torch passes, but for what is stored: x and the gradient of y are
 (B, D, P) in float32, float16 or bfloat16, both with their pixels contiguous or both with their channels; posteriors w
 (B, M, P), tables (M, D) or (M,), float32; c = x - centre. Sums over pixels are the same in every run: programs write
-theirs side by side, and torch adds them.
+theirs side by side, and torch adds them, or, for who takes the parts, another kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from cbn_deploy.kernels.triton.training_kernels import (
     weighted_sums_kernel,
 )
 
-__all__ = ["combine", "expectation", "input_gradient", "output_sums"]
+__all__ = [
+    "combine",
+    "expectation",
+    "expectation_parts",
+    "input_gradient",
+    "output_parts",
+    "output_sums",
+    "packed_input_gradient",
+]
 
 
 def expectation(
@@ -33,6 +41,19 @@ def expectation(
 
     Returns:
         w (B, M, P) float32, and the sums over all pixels: of w (M,), of w c (M, D) and of w c^2 (M, D).
+    """
+    w, masses, partial = expectation_parts(x, centre, quadratic, linear, constant)
+    sums = partial.sum(0)
+    return w, (masses.sum(0), sums[:, 0].contiguous(), sums[:, 1].contiguous())
+
+
+def expectation_parts(
+    x: Tensor, centre: Tensor, quadratic: Tensor, linear: Tensor, constant: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`expectation`, with the sums still to be added over the first axis.
+
+    Returns:
+        w (B, M, P) float32; the sums of w (parts, M); those of w c and w c^2 (other parts, M, 2, D).
     """
     launch, sizes = _cut(x, len(constant))
     components, channels = quadratic.shape
@@ -60,8 +81,7 @@ def expectation(
         MOMENTS=moments,
         warps=launch.warps,
     )
-    sums = _weighted_sums(None, x, centre, w) if partial is None else partial.sum(0)
-    return w, (masses.sum(0), sums[:, 0].contiguous(), sums[:, 1].contiguous())
+    return w, masses, _weighted_sums(None, x, centre, w) if partial is None else partial
 
 
 def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
@@ -88,8 +108,13 @@ def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, 
 
 def output_sums(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over all pixels of w c g and of w g, (M, D) each."""
-    sums = _weighted_sums(grad, x, centre, w)
+    sums = output_parts(grad, x, centre, w).sum(0)
     return sums[:, 1].contiguous(), sums[:, 0].contiguous()
+
+
+def output_parts(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor) -> Tensor:
+    """(parts, M, 2, D): the sums of w g and of w c g, to be added over the first axis."""
+    return _weighted_sums(grad, x, centre, w)
 
 
 def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: Sequence[Tensor]) -> Tensor:
@@ -108,7 +133,24 @@ def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: S
         h_j = w_j (G_j - sum_k w_k G_k).
     """
     gain, offset, curvature, slope, constant, quadratic, linear = tables
-    launch, sizes = _cut(x, len(gain), tensors=2)
+    packed = torch.stack((gain, offset, curvature, slope, quadratic, linear), dim=1)
+    return packed_input_gradient(grad, x, centre, w, packed, constant[:, None].contiguous())
+
+
+def packed_input_gradient(
+    grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, packed: Tensor, constant: Tensor
+) -> Tensor:
+    """As :func:`input_gradient`, with the tables as the kernel reads them.
+
+    Args:
+        grad: of y, like x.
+        x: (B, D, P).
+        centre: (D,).
+        w: (B, M, P).
+        packed: (M, 6, D) gain, offset, curvature, slope, quadratic, linear.
+        constant: (M, pieces), to be added over the pieces, whose number is a power of two.
+    """
+    launch, sizes = _cut(x, len(packed), tensors=2)
     result = torch.empty_like(x)
     start(
         input_gradient_kernel,
@@ -117,11 +159,12 @@ def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: S
         x,
         centre.contiguous(),
         w,
-        torch.stack((gain, offset, curvature, slope, quadratic, linear), dim=1),
-        constant.contiguous(),
+        packed,
+        constant,
         *sizes,
         result,
-        COMPONENTS=len(gain),
+        COMPONENTS=len(packed),
+        PIECES=constant.shape[1],
         CHANNELS_LAST=is_channels_last(x),
         VECTOR=launch.vector,
         BLOCK_D=launch.block_channels,
@@ -133,7 +176,7 @@ def input_gradient(grad: Tensor, x: Tensor, centre: Tensor, w: Tensor, tables: S
 
 
 def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) -> Tensor:
-    """(M, 2, D): the sums of w a and of w a c, a being the gradient, or c where there is none."""
+    """(parts, M, 2, D): the sums of w a and of w a c, a being the gradient, or c where there is none."""
     components = w.shape[1]
     launch, sizes = _cut(x, components, by_channel=True)
     splits = launch.looping_programs(sizes[0])
@@ -156,7 +199,7 @@ def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) ->
         GRADIENT=grad is not None,
         warps=launch.warps,
     )
-    return partial.sum(0)
+    return partial
 
 
 def _cut(

@@ -317,12 +317,15 @@ def worth_terms(
 
 
 @triton.jit
-def logit_gradients(terms: tl.tuple, weights: tl.tuple, constant_ptr: tl.tensor, COMPONENTS: tl.constexpr) -> tl.tuple:
+def logit_gradients(
+    terms: tl.tuple, weights: tl.tuple, constant_ptr: tl.tensor, COMPONENTS: tl.constexpr, PIECES: tl.constexpr
+) -> tl.tuple:
     """h_j = w_j (G_j - sum_k w_k G_k)."""
+    piece = tl.arange(0, PIECES)
     worth: tl.tuple = ()
     average = tl.zeros_like(weights[0])
     for j in tl.static_range(COMPONENTS):
-        one = tl.sum(terms[j], axis=0) + tl.load(constant_ptr + j)
+        one = tl.sum(terms[j], axis=0) + tl.sum(tl.load(constant_ptr + j * PIECES + piece), axis=0)
         worth = worth + (one,)
         average = tl.fma(weights[j], one, average)
     result: tl.tuple = ()
@@ -367,6 +370,7 @@ def input_gradient_kernel(
     pixels: tl.tensor,
     result_ptr: tl.tensor,
     COMPONENTS: tl.constexpr,
+    PIECES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -375,6 +379,7 @@ def input_gradient_kernel(
 ) -> None:
     """Gradient of x. ``tables`` is (M, 6, channels): gain, offset, curvature, slope, quadratic, linear.
 
+    ``constant`` is (M, PIECES), the constants in pieces.
     One piece of all channels is read once; with more CHUNKS the pieces are read twice.
     """
     # As in the inference kernel: what lets the compiler load vectors.
@@ -393,7 +398,7 @@ def input_gradient_kernel(
         c = values(x_ptr, block, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, block, channels)
         g = values(g_ptr, block, base, inside, channels, pixels, CHANNELS_LAST)
         terms = worth_terms(terms, c, g, tables_ptr, block, channels, COMPONENTS)
-        logits = logit_gradients(terms, weights, constant_ptr, COMPONENTS)
+        logits = logit_gradients(terms, weights, constant_ptr, COMPONENTS, PIECES)
         result = pixel_gradient(c, g, weights, logits, tables_ptr, block, channels, COMPONENTS)
         write(result, result_ptr, block, base, inside, channels, pixels, CHANNELS_LAST)
     else:
@@ -402,7 +407,7 @@ def input_gradient_kernel(
             c = values(x_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, d, channels)
             g = values(g_ptr, d, base, inside, channels, pixels, CHANNELS_LAST)
             terms = worth_terms(terms, c, g, tables_ptr, d, channels, COMPONENTS)
-        logits = logit_gradients(terms, weights, constant_ptr, COMPONENTS)
+        logits = logit_gradients(terms, weights, constant_ptr, COMPONENTS, PIECES)
         for chunk in tl.range(CHUNKS):
             d = chunk * BLOCK_D + block
             c = values(x_ptr, d, base, inside, channels, pixels, CHANNELS_LAST) - row(centre_ptr, 0, d, channels)

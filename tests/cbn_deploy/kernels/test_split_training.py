@@ -142,6 +142,7 @@ def test_opcheck(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     p = p._replace(x=p.x.to(dtype))
     groups = groups_of(len(p.x), 2)
     torch.library.opcheck(OPS.image_moments, (p.x,))
+    torch.library.opcheck(OPS.group_moments, (p.x, groups, 2))
     tables = (p.mean, p.var, torch.full((2,), 0.1))
     torch.library.opcheck(OPS.split_normalize_backward, (torch.ones_like(p.x), p.x, groups, *tables, p.scale, EPS))
     for tensor in (p.x, p.scale, p.bias):

@@ -10,7 +10,10 @@ from cbn_deploy.kernels.triton.launch import (
     LARGEST_BLOCK_PIXELS,
     LOOPING_PROGRAMS,
     MAX_COMPONENTS,
+    MOST_PARTIAL_MASSES,
+    SUMMED_CHANNELS,
     forward_launch,
+    table_launch,
     tables_size,
     training_launch,
     vector_width,
@@ -83,6 +86,25 @@ def test_every_training_pass_is_cut_into_whole_pieces(
     # A vector of pixels lies in one block. What is folded lies in one thread, which has no neighbours channels last.
     assert launch.fold == 1 if channels_last else launch.block_pixels % launch.vector == 0
     assert launch.vector % launch.fold == 0
+
+
+@given(components=st.integers(1, MAX_COMPONENTS), channels=CHANNELS)
+def test_every_table_is_cut_into_whole_pieces(components: int, channels: int) -> None:
+    launch = table_launch(components=components, channels=channels)
+    for power in (
+        launch.block_components,
+        launch.block_channels,
+        launch.row_channels,
+        launch.pieces,
+        launch.warps,
+        MOST_PARTIAL_MASSES,
+    ):
+        assert power & (power - 1) == 0 < power
+    assert launch.block_components >= components
+    assert launch.pieces * SUMMED_CHANNELS >= channels
+    # What a thread holds.
+    assert launch.block_components * launch.block_channels <= 16 * 32 * launch.warps
+    assert MOST_PARTIAL_MASSES >= LOOPING_PROGRAMS
 
 
 def test_no_pixel_number_overflows() -> None:

@@ -43,6 +43,7 @@ def test_it_compiles_without_spills(
     function = getattr(training_kernels, kernel)
     constants = {
         "COMPONENTS": 4,
+        "PIECES": 8,
         "CHANNELS_LAST": channels_last,
         "VECTOR": launch.vector,
         "BLOCK_D": launch.block_channels,
