@@ -264,4 +264,7 @@ def _evaluate(groups: Sequence[Group], completed: int, epochs: int) -> None:
     for group in groups:
         scores = {t.plan.variant: t.score(group.test) for t in group.trainees if not t.diverged}
         line = ", ".join(f"{variant} {100 * top1:.2f}" for variant, top1 in scores.items())
-        print(f"epoch {completed}/{epochs}, seed {group.trainees[0].plan.seed}: {line}", flush=True)
+        seconds = group.trainees[0].seconds
+        print(f"epoch {completed}/{epochs}, {seconds:.0f} s, seed {group.trainees[0].plan.seed}: {line}", flush=True)
+        for trainee in group.trainees:
+            trainee.save()

@@ -15,6 +15,7 @@ from benchmarks.gpu.timing import Work, captured, graph_medians, input_sets, med
 from cbn_deploy.kernels.triton import operator, training
 from cbn_deploy.kernels.triton.launch import ForwardLaunch, forward_launch
 from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig, SplitBatchNorm2d
+from cbn_deploy.training.step_graphs import buffers_in_place
 
 COMPONENTS = 4
 TARGET = 0.85
@@ -187,4 +188,10 @@ def _split_layer(shape: Shape, device: str) -> SplitBatchNorm2d:
 
 def _step(layer: nn.Module, x: Tensor, grad: Tensor):  # noqa: ANN202 - a closure
     parameters = [x, *layer.parameters()]
-    return lambda: torch.autograd.grad(layer(x), parameters, grad)
+
+    def step() -> tuple[Tensor, ...]:
+        # Else a recording would read statistics that nobody keeps.
+        with buffers_in_place(layer):
+            return torch.autograd.grad(layer(x), parameters, grad)
+
+    return step

@@ -30,6 +30,8 @@ from cbn_deploy.kernels.training_steps import NormalizerTables, TorchTables, Tra
 
 __all__ = ["mixture_normalize", "mixture_statistics"]
 
+CENTRE_IMAGES = 16
+
 
 @torch.library.custom_op("cbn::mixture_statistics", mutates_args=())
 def mixture_statistics(
@@ -49,7 +51,7 @@ def mixture_statistics(
 
     Returns:
         - posterior: w (B, M, *spatial).
-        - centre: (D,) batch mean per channel.
+        - centre: (D,) mean per channel: of the batch or, on CUDA, of its first images.
         - quadratic, linear: (M, D), such that the logit of w_j is a sum of (quadratic_jd c_d + linear_jd) c_d over the
           channels, but for what all components have in common; c = x - centre.
         - mass: (M,) sum_n w_nj.
@@ -61,8 +63,7 @@ def mixture_statistics(
         pixels, steps = _prepared(x, len(tau))
         dtype = portable.working_dtype(x)
         tau, mean, var = (table.to(dtype) for table in (tau, mean, var))
-        # A rank whose share of a batch is empty: any centre will do.
-        centre = pixels.mean((0, 2), dtype=dtype) if pixels.numel() else tau.new_zeros(pixels.shape[1])
+        centre = _centre(pixels, dtype)
         w, *results = steps.statistics(pixels, centre, tau, mean, var, epsilon, density_scale)
     quadratic, linear, mass, batch_mean, batch_var = results
     return w.reshape(len(x), len(tau), *x.shape[2:]), centre, quadratic, linear, mass, batch_mean, batch_var
@@ -185,6 +186,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 mixture_normalize.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _centre(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """(D,) a point near the pixels (B, D, P). On CUDA a full mean would be another pass; a few images' is as near."""
+    if pixels.numel() == 0:  # a rank whose share of a batch is empty: any centre will do
+        return pixels.new_zeros(pixels.shape[1], dtype=dtype)
+    return (pixels[:CENTRE_IMAGES] if pixels.is_cuda else pixels).mean((0, 2), dtype=dtype)
 
 
 def _prepared(x: Tensor, components: int, synchronized: bool = False) -> tuple[Tensor, TrainingSteps]:

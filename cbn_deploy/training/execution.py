@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from cbn_deploy.errors import RuntimeUnavailableError
 from cbn_deploy.training.config import Precision
 from cbn_deploy.training.ranks import Ranks
 
-__all__ = ["Execution", "check_recordable", "choose_device", "training_network"]
+__all__ = ["Execution", "check_recordable", "choose_device", "training_network", "weights_cast_once"]
 
 # A step compiles four forms of a network (two paths, with and without gradient), and again for other batch sizes; all
 # networks of a process count together. torch's default is 8, beyond which it stops compiling.
@@ -134,6 +135,16 @@ def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tens
     return compiled
 
 
+@contextmanager
+def weights_cast_once(images: Tensor, precision: Precision) -> Iterator[None]:
+    """Inside the block the passes of a network share the bfloat16 copies of its weights, and their gradients' sum.
+
+    All of them with gradient, or all without: a copy made without one has none to hand on.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
 class _Computed(nn.Module):
     """A network in the layout and precision of a run."""
 
@@ -145,7 +156,8 @@ class _Computed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=self._format)
-        # Left after every pass: the weights that autocast keeps in bfloat16 must not outlive one without gradient.
+        # Left after every pass, unless :func:`weights_cast_once` is around several: the weights that autocast keeps in
+        # bfloat16 must not outlive one without gradient.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._lower):
             logits = self._network(images)
         return logits.float() if self._lower else logits

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cbn_deploy.data import TrainingBatch
 from cbn_deploy.norm import split_path
 from cbn_deploy.training.classification import Classification
+from cbn_deploy.training.execution import weights_cast_once
 from cbn_deploy.training.losses import consistency, view_consistency
 from cbn_deploy.training.recipe import Recipe
 
@@ -46,10 +47,8 @@ def step_losses(model: nn.Module, batch: TrainingBatch, recipe: Recipe, classify
     """
     if not recipe.dual_path:
         return _one_path(model, batch, recipe, classify)
-    weak = _weak_logits(model, batch) if recipe.two_views else None
-    compound = model(batch.strong)
-    with split_path(model, batch.labels):
-        split = model(batch.strong)
+    weak = _weak_logits(model, batch, recipe) if recipe.two_views else None
+    compound, split = _both_paths(model, batch.strong, batch.labels, recipe)
     compound_loss, split_loss = classify(compound, batch.labels), classify(split, batch.labels)
     total = compound_loss + recipe.loss.split_weight * split_loss
     agreement = None
@@ -73,17 +72,26 @@ def _one_path(model: nn.Module, batch: TrainingBatch, recipe: Recipe, classify: 
     return StepLosses(total=total, classification=loss, split=None, consistency=agreement, logits=logits)
 
 
-@torch.no_grad()  # Eq. 19 detaches both
-def _weak_logits(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    compound = _weak_view(model, batch)
-    with split_path(model, batch.labels):
-        split = model(batch.weak)
+def _both_paths(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    with weights_cast_once(images, recipe.precision):
+        compound = model(images)
+        with split_path(model, labels):
+            split = model(images)
     return compound, split
+
+
+@torch.no_grad()  # Eq. 19 detaches both
+def _weak_logits(model: nn.Module, batch: TrainingBatch, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    return _both_paths(model, _weak_images(batch), batch.labels, recipe)
 
 
 @torch.no_grad()
 def _weak_view(model: nn.Module, batch: TrainingBatch) -> Tensor:
+    logits: Tensor = model(_weak_images(batch))
+    return logits
+
+
+def _weak_images(batch: TrainingBatch) -> Tensor:
     if batch.weak is None:
         raise ValueError("the recipe needs two views, but the batch has no weak one")
-    logits: Tensor = model(batch.weak)
-    return logits
+    return batch.weak

@@ -39,6 +39,8 @@ class StepGraphs:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._pool = torch.cuda.graph_pool_handle()
+        # Its own: libraries keep a workspace for every stream, which recordings that run at once must not share.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._seen: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, _Recording] = {}
 
@@ -58,14 +60,16 @@ class StepGraphs:
             if self._seen[key] <= WARM_UP_STEPS:
                 with buffers_in_place(self._model):
                     return step(batch)
-            self._recordings[key] = _Recording(self._model, step, batch, self._pool)
+            self._recordings[key] = _Recording(self._model, step, batch, self._pool, self._stream)
         return self._recordings[key].replay(batch)
 
 
 class _Recording:
     """One step, with tensors of its own for the batch."""
 
-    def __init__(self, model: nn.Module, step: Step, batch: TrainingBatch, pool: Any) -> None:
+    def __init__(
+        self, model: nn.Module, step: Step, batch: TrainingBatch, pool: Any, stream: torch.cuda.Stream
+    ) -> None:
         weak = None if batch.weak is None else batch.weak.clone()
         self._batch = replace(batch, strong=batch.strong.clone(), weak=weak, labels=batch.labels.clone())
         # Kept, because the recording reads tensors that only the step may know, such as a class prior.
@@ -74,7 +78,8 @@ class _Recording:
         # What is left of earlier steps' autograd graphs would tie the recording to their streams.
         gc.collect()
         # Other threads of this process, such as the one that pins batches, may go on allocating.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"), buffers_in_place(model):
+        recording = torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+        with recording, buffers_in_place(model):
             self._sums = step(self._batch)
 
     def replay(self, batch: TrainingBatch) -> StepSums:

@@ -167,7 +167,7 @@ class TrainingLaunch:
 
 
 def training_launch(
-    *, components: int, channels: int, pixels: int, item_size: int, channels_last: bool, by_channel: bool, tensors: int
+    *, components: int, channels: int, pixels: int, item_size: int, channels_last: bool, by_channel: bool, sums: bool
 ) -> TrainingLaunch:
     """Cut a training pass into programs.
 
@@ -178,7 +178,7 @@ def training_launch(
         item_size: bytes an element of x.
         channels_last: channels are the contiguous axis.
         by_channel: channels do not meet in this pass, so that blocks of them can go to different programs.
-        tensors: how many (D, P) tensors a program holds beside its sums.
+        sums: a program keeps sums over its pixels, two a component.
     """
     if not 1 <= components <= MAX_COMPONENTS:
         raise ValueError(f"expected 1 to {MAX_COMPONENTS} components, got {components}")
@@ -186,7 +186,11 @@ def training_launch(
     vector = vector_width(channels if channels_last else pixels, item_size)
     # A thread has its neighbouring pixels as vectors: only so many can be folded into one sum without an exchange.
     fold = 1 if channels_last else min(vector, 4)
-    held = max(1, (16 if components <= 8 else 8) * fold // (4 * tensors))
+    most = 16 if components <= 8 else 8
+    if sums or not channels_last:
+        held = max(1, most * fold // (4 if sums else 8))
+    else:  # one access of 16 bytes, unless every channel has a number for each component as well
+        held = most // 2 if by_channel else most // 4
     if by_channel:
         block_channels, warps = min(padded, 32), 4
     elif padded <= WIDEST_RESIDENT:

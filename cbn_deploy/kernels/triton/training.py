@@ -55,7 +55,7 @@ def expectation_parts(
     Returns:
         w (B, M, P) float32; the sums of w (parts, M); those of w c and w c^2 (other parts, M, 2, D).
     """
-    launch, sizes = _cut(x, len(constant))
+    launch, sizes = _cut(x, len(constant), sums=True)
     components, channels = quadratic.shape
     w = x.new_empty((x.shape[0], components, x.shape[2]), dtype=torch.float32)
     moments = launch.chunks == 1
@@ -86,7 +86,7 @@ def expectation_parts(
 
 def combine(x: Tensor, centre: Tensor, w: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out`` = y, y_d = c_d sum_j gain_jd w_j + sum_j offset_jd w_j."""
-    launch, sizes = _cut(x, len(gain), by_channel=True, tensors=2)
+    launch, sizes = _cut(x, len(gain), by_channel=True)
     y = out if is_channels_last(out) == is_channels_last(x) else torch.empty_like(x)
     start(
         combine_kernel,
@@ -150,7 +150,7 @@ def packed_input_gradient(
         packed: (M, 6, D) gain, offset, curvature, slope, quadratic, linear.
         constant: (M, pieces), to be added over the pieces, whose number is a power of two.
     """
-    launch, sizes = _cut(x, len(packed), tensors=2)
+    launch, sizes = _cut(x, len(packed))
     result = torch.empty_like(x)
     start(
         input_gradient_kernel,
@@ -178,7 +178,7 @@ def packed_input_gradient(
 def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) -> Tensor:
     """(parts, M, 2, D): the sums of w a and of w a c, a being the gradient, or c where there is none."""
     components = w.shape[1]
-    launch, sizes = _cut(x, components, by_channel=True)
+    launch, sizes = _cut(x, components, by_channel=True, sums=True)
     splits = launch.looping_programs(sizes[0])
     partial = w.new_empty((splits, components, 2, x.shape[1]))
     start(
@@ -203,7 +203,7 @@ def _weighted_sums(grad: Tensor | None, x: Tensor, centre: Tensor, w: Tensor) ->
 
 
 def _cut(
-    x: Tensor, components: int, *, by_channel: bool = False, tensors: int = 1
+    x: Tensor, components: int, *, by_channel: bool = False, sums: bool = False
 ) -> tuple[TrainingLaunch, tuple[int, int, int]]:
     images, channels, pixels = x.shape
     if images * pixels > MOST_PIXELS:
@@ -215,6 +215,6 @@ def _cut(
         item_size=x.element_size(),
         channels_last=is_channels_last(x),
         by_channel=by_channel,
-        tensors=tensors,
+        sums=sums,
     )
     return launch, (images * pixels, channels, pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,7 +169,9 @@ def test_what_cannot_be_made_on_the_device(tmp_path: Path) -> None:
 
 @contextmanager
 def waiting_forbidden() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that not everything that waits is noticed
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

@@ -38,7 +38,7 @@ def test_it_compiles_without_spills(
         item_size=2,
         channels_last=channels_last,
         by_channel=kernel in ("combine_kernel", "weighted_sums_kernel"),
-        tensors=1 if kernel in ("expectation_kernel", "weighted_sums_kernel") else 2,
+        sums=kernel in ("expectation_kernel", "weighted_sums_kernel"),
     )
     function = getattr(training_kernels, kernel)
     constants = {
