@@ -11,6 +11,7 @@ ResNet-20, 60 epochs, everything else as the recipe has it.
 batches of 128, crop and flip.
 `recipe`: the photographs of `small` with the recipe as it is, ResNet-32 and 200 epochs, but for the size of the images.
 `short`: the same for 30 epochs, about a minute and a half a run.
+`wide`: 25 classes instead of ten (1,622 images in all), 80 epochs.
 The others change one thing, to tell what the difference between batch norm and CBN depends on: AutoAugment and cutout,
 depth, or epochs (`long`: 180).
 
@@ -104,12 +105,21 @@ def run_of(study: str, variant: str, seed: int, folder: Path) -> Run:
 
 def small_set(data: Path, seed: int) -> Path:
     """Ten random classes of CIFAR-100."""
+    return _random_classes(data, seed, 10, WORK / f"small-{seed}")
+
+
+def wide_set(data: Path, seed: int) -> Path:
+    """25 of them."""
+    return _random_classes(data, seed, 25, WORK / f"wide-{seed}")
+
+
+def _random_classes(data: Path, seed: int, number: int, folder: Path) -> Path:
     cifar = load_data(DataConfig(source="cifar100-lt", rho=10), data)
-    counts = long_tail_counts(250, 50, 10)
+    counts = long_tail_counts(250, 50, number)
     rich = np.flatnonzero(np.asarray(cifar.class_counts) >= counts[0])
     classes = np.random.default_rng(seed).choice(rich, len(counts), replace=False)
     return write_folder(
-        WORK / f"small-{seed}",
+        folder,
         cifar.train,
         cifar.test,
         cifar.class_names,
@@ -159,6 +169,7 @@ STUDIES: Mapping[str, Study] = {
     "small-resnet8": Study(small_set, "resnet8", SMALL),
     "recipe": Study(small_set, "resnet32", ("data.image_size=32", "schedule.evaluate_every=50")),
     "short": Study(small_set, "resnet32", ("data.image_size=32", "epochs=30", "schedule.evaluate_every=10")),
+    "wide": Study(wide_set, "resnet32", ("data.image_size=32", "epochs=80", "schedule.evaluate_every=20")),
     "small-long": Study(small_set, "resnet20", (*SMALL, "epochs=180")),
     "small-long-plain-views": Study(small_set, "resnet20", (*SMALL, "epochs=180", *PLAIN_VIEWS)),
     "half-size": Study(half_size, "resnet8", (*HALF_SIZE, *PLAIN_VIEWS)),

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cbn_deploy.errors import RuntimeUnavailableError
 from cbn_deploy.training.config import Precision
 from cbn_deploy.training.ranks import Ranks
+from cbn_deploy.training.recipe import Recipe
 
 __all__ = ["Execution", "check_recordable", "choose_device", "training_network", "weights_cast_once"]
 
@@ -77,8 +78,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def check_recordable(execution: Execution, accumulate: int, ranks: Ranks) -> None:
-    """A recorded step is a whole one, of one process, on a GPU.
+def check_recordable(execution: Execution, recipe: Recipe, ranks: Ranks) -> None:
+    """A recorded step is a whole one, of one process, on a GPU, and nothing in it waits for the GPU.
 
     Raises:
         RuntimeUnavailableError: it is asked for where it cannot be.
@@ -88,9 +89,10 @@ def check_recordable(execution: Execution, accumulate: int, ranks: Ranks) -> Non
     if execution.device.type != "cuda":
         raise RuntimeUnavailableError("--cuda-graphs needs a CUDA device; leave it out to train on the CPU.")
     obstacles = {
-        "accumulate": accumulate > 1,
+        "accumulate": recipe.schedule.accumulate > 1,
         "several processes": ranks.world_size > 1,
         "--compile": execution.compile,
+        "norm.initialization=first_batch": recipe.norm.initialization == "first_batch" and not recipe.is_batch_norm,
     }
     for name, present in obstacles.items():
         if present:

@@ -95,7 +95,7 @@ def train(
         cuda_graphs=cuda_graphs,
         device_views=device_views,
     )
-    check_recordable(execution, recipe.schedule.accumulate, ranks)
+    check_recordable(execution, recipe, ranks)
     state = ranks.from_first(lambda: _earlier_state(folder, resume))
     data = load_data(recipe.data, data_dir)
     run = _Run(recipe, data, folder, execution, ranks, progress or Progress())

@@ -95,16 +95,20 @@ def test_every_step_is_taken_once_and_each_kind_is_recorded_once(played: list[in
 
 def test_where_steps_cannot_be_recorded() -> None:
     gpu = Execution(device=torch.device("cuda"), cuda_graphs=True)
-    check_recordable(gpu, 1, Ranks())
-    check_recordable(Execution(device=CPU), 4, Ranks(world_size=2))
+    recipe = RECIPES["image-folder"]
+    in_portions = apply_settings(recipe, ["accumulate=2"])
+    check_recordable(gpu, recipe, Ranks())
+    check_recordable(Execution(device=CPU), in_portions, Ranks(world_size=2))
     with pytest.raises(RuntimeUnavailableError, match="needs a CUDA device"):
-        check_recordable(Execution(device=CPU, cuda_graphs=True), 1, Ranks())
+        check_recordable(Execution(device=CPU, cuda_graphs=True), recipe, Ranks())
     with pytest.raises(RuntimeUnavailableError, match="does not go with accumulate"):
-        check_recordable(gpu, 2, Ranks())
+        check_recordable(gpu, in_portions, Ranks())
     with pytest.raises(RuntimeUnavailableError, match="does not go with several processes"):
-        check_recordable(gpu, 1, Ranks(world_size=2))
+        check_recordable(gpu, recipe, Ranks(world_size=2))
     with pytest.raises(RuntimeUnavailableError, match="does not go with --compile"):
-        check_recordable(Execution(device=torch.device("cuda"), cuda_graphs=True, compile=True), 1, Ranks())
+        check_recordable(Execution(device=torch.device("cuda"), cuda_graphs=True, compile=True), recipe, Ranks())
+    with pytest.raises(RuntimeUnavailableError, match=r"does not go with norm\.initialization=first_batch"):
+        check_recordable(gpu, apply_settings(recipe, ["norm.initialization=first_batch"]), Ranks())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are recorded on a GPU only")
