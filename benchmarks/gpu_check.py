@@ -82,7 +82,7 @@ SECTIONS = {
 
 
 def _sections(arguments: argparse.Namespace) -> dict[str, tuple[float, Callable[..., None]]]:
-    from benchmarks.gpu import driver, layers, networks, parity, recorded, runtimes, shapes
+    from benchmarks.gpu import driver, layers, networks, parity, runtimes, shapes
 
     tiny = arguments.dry_run
     device = "cpu" if tiny else "cuda"
@@ -100,13 +100,24 @@ def _sections(arguments: argparse.Namespace) -> dict[str, tuple[float, Callable[
         "training step of the layer": partial(layers.training_step, device=device, shapes=some),
         "training passes": partial(layers.training_passes, device=device, shapes=some),
         "training step of networks": partial(networks.training_step, device=device, tiny=tiny),
-        "recorded training steps": partial(recorded.training_steps, device=device),
+        "recorded training steps": partial(_recorded_steps, device=device),
         "onnxruntime": partial(runtimes.onnxruntime_cuda, device=device, tiny=tiny),
         "TensorRT": partial(runtimes.tensorrt, device=device, tiny=tiny),
     }
     if arguments.tune:
         bodies["tuning"] = partial(layers.tune, device=device, shapes=every)
     return {name: (SECTIONS[name], body) for name, body in bodies.items()}
+
+
+def _recorded_steps(section, clock, device: str) -> None:  # noqa: ANN001 - as below
+    """Whole training steps need what cbn-train needs."""
+    from benchmarks.gpu.results import SkippedError
+
+    try:
+        from benchmarks.gpu import recorded
+    except ModuleNotFoundError as error:
+        raise SkippedError(f"{error.name} is not installed") from error
+    recorded.training_steps(section, clock, device)
 
 
 def _machine(torch, triton, *, dry_run: bool) -> dict[str, object]:  # noqa: ANN001 - imported by name, after the environment is set

@@ -43,13 +43,20 @@ def test_every_section_runs_in_the_interpreter_on_what_a_bare_machine_has(tmp_pa
     found = json.loads(path.read_text())
     assert found["machine"]["dry_run"] is True
     sections = {section["name"]: section for section in found["sections"]}
-    for name in ("parity of inference", "parity of training", "parity of operators", "networks", "copy bandwidth"):
+    for name in (
+        "parity of inference",
+        "parity of training",
+        "parity of the split path",
+        "parity of operators",
+        "networks",
+        "copy bandwidth",
+    ):
         assert sections[name]["status"] == "done", sections[name]
         assert sections[name]["rows"]
     assert all(row["ok"] for row in sections["parity of inference"]["rows"])
     for name in ("inference kernels", "training step of the layer", "training step of networks"):
         assert sections[name]["status"] in {"done", "cut short"}, sections[name]
-    for name in ("ahead-of-time PTX", "onnxruntime", "TensorRT"):
+    for name in ("ahead-of-time PTX", "recorded training steps", "onnxruntime", "TensorRT"):
         assert sections[name]["status"] == "skipped"
         assert sections[name]["reason"]
 

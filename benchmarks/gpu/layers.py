@@ -14,8 +14,7 @@ from benchmarks.gpu.shapes import Shape, random_tables
 from benchmarks.gpu.timing import Work, captured, graph_medians, input_sets, medians
 from cbn_deploy.kernels.triton import operator, training
 from cbn_deploy.kernels.triton.launch import ForwardLaunch, forward_launch
-from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig, SplitBatchNorm2d
-from cbn_deploy.training.step_graphs import buffers_in_place
+from cbn_deploy.norm import CompoundBatchNorm2d, NormConfig, SplitBatchNorm2d, buffers_in_place
 
 COMPONENTS = 4
 TARGET = 0.85

@@ -28,16 +28,17 @@ def training_steps(section: Section, clock: Clock, device: str) -> None:
     if device != "cuda":
         raise SkippedError("CUDA graphs are recorded on a GPU only")
     for name, row in ROWS.items():
-        section.rows.append({"step": name} | _parity(_recipe(row, "fp32")))
+        section.rows.append({"step": name} | _parity(recipe_of(row, "fp32")))
     for precision in ("fp32", "bf16"):
         for channels_last in (False, True):
             for name, row in ROWS.items():
                 if clock.over():
                     return
-                section.rows.append({"step": name} | _times(_recipe(row, precision), channels_last=channels_last))
+                section.rows.append({"step": name} | _times(recipe_of(row, precision), channels_last=channels_last))
 
 
-def _recipe(row: str, precision: str) -> Recipe:
+def recipe_of(row: str, precision: str) -> Recipe:
+    """A row of Table 2."""
     return apply_settings(get_recipe(f"cifar10-lt/rho100/{row}"), [f"precision={precision}"])
 
 
@@ -83,11 +84,12 @@ def _times(recipe: Recipe, *, channels_last: bool) -> dict[str, object]:
         training = Training(recipe, recorded=recorded, channels_last=channels_last)
         for _ in range(5):
             training.step()
-        row["recorded ms" if recorded else "ms"] = 1e3 * _seconds(training, 20)
+        row["recorded ms" if recorded else "ms"] = 1e3 * seconds_a_step(training, 20)
     return row
 
 
-def _seconds(training: Training, steps: int) -> float:
+def seconds_a_step(training: Training, steps: int) -> float:
+    """On average, from the first one's launch to the last one's end."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for _ in range(steps):

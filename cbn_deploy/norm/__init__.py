@@ -1,5 +1,6 @@
 """Compound Batch Normalization: functional (the equations) -> statistics -> layers -> frozen -> convert."""
 
+from cbn_deploy.norm.buffers import buffers_in_place
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.convert import convert_batchnorm
 from cbn_deploy.norm.diagnostics import MixtureHealth, mixture_health
@@ -24,6 +25,7 @@ __all__ = [
     "NormConfig",
     "SplitBatchNorm2d",
     "SynchronizedBatchNorm2d",
+    "buffers_in_place",
     "class_groups",
     "compound_batch_norm_naive",
     "convert_batchnorm",

@@ -10,18 +10,18 @@ step.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cbn_deploy.data import TrainingBatch
+from cbn_deploy.norm import buffers_in_place
 from cbn_deploy.training.averages import StepSums
 
-__all__ = ["StepGraphs", "buffers_in_place"]
+__all__ = ["StepGraphs"]
 
 # Steps of each kind that run unrecorded: the first makes the optimizer's momentum, the second already uses it.
 WARM_UP_STEPS = 2
@@ -89,21 +89,3 @@ class _Recording:
             self._batch.weak.copy_(batch.weak, non_blocking=True)
         self._graph.replay()
         return self._sums
-
-
-@contextmanager
-def buffers_in_place(model: nn.Module) -> Iterator[None]:
-    """Buffers that the block binds to new tensors get those tensors' values where they were, at its end."""
-    before = [
-        (module, name, buffer) for module in model.modules() for name, buffer in module.named_buffers(recurse=False)
-    ]
-    yield
-    moved = [(module, name, old) for module, name, old in before if getattr(module, name) is not old]
-    by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for module, name, old in moved:
-        olds, news = by_type.setdefault(old.dtype, ([], []))
-        olds.append(old)
-        news.append(getattr(module, name).detach())
-        setattr(module, name, old)
-    for olds, news in by_type.values():
-        torch._foreach_copy_(olds, news)

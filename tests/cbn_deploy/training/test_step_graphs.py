@@ -9,13 +9,14 @@ from torch import nn
 from cbn_deploy.data import TrainingBatch
 from cbn_deploy.errors import RuntimeUnavailableError
 from cbn_deploy.models import create_model
+from cbn_deploy.norm import buffers_in_place
 from cbn_deploy.training import RECIPES, apply_settings, step_graphs
 from cbn_deploy.training.averages import StepSums
 from cbn_deploy.training.classification import classification_loss
 from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.execution import Execution, check_recordable
 from cbn_deploy.training.ranks import Ranks
-from cbn_deploy.training.step_graphs import WARM_UP_STEPS, StepGraphs, buffers_in_place
+from cbn_deploy.training.step_graphs import WARM_UP_STEPS, StepGraphs
 from tests.reference.tolerances import tolerance
 
 COUNTS = (40, 10, 3, 2)
