@@ -220,6 +220,8 @@ def _train(run: _Run, console: Console) -> None:
     execution = run.execution
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
+    if execution.device != "cpu" and torch.cuda.is_available() and not execution.cuda_graphs:
+        console.print("[dim]On a GPU small networks train faster with --cuda-graphs; see cbn-train --help.[/]")
     progress = ConsoleProgress(console)
     try:
         with progress:

@@ -147,9 +147,11 @@ class DeviceLoader(TrainingLoader):
 
 
 def _check_suitable(data: LongTailedData, config: ViewConfig) -> None:
-    advice = "make the views in worker processes instead"
+    advice = "leave --device-views out"
     if config.crop != "padded":
-        raise DataError(f"Views on the device take the padded crop, not crop={config.crop!r}; {advice}.")
+        raise DataError(
+            f"Views on the device take the padded crop, not {config.crop!r}; set views.crop=padded or {advice}."
+        )
     if isinstance(data.train, FileImageSet) and not data.train.cached:
         raise DataError(
             f"The training images of {data.name} do not fit into their cache, so views cannot be made on the device; "
