@@ -150,7 +150,7 @@ def _check_suitable(data: LongTailedData, config: ViewConfig) -> None:
     advice = "leave --device-views out"
     if config.crop != "padded":
         raise DataError(
-            f"Views on the device take the padded crop, not {config.crop!r}; set views.crop=padded or {advice}."
+            f"Views on the device take the padded crop, not the {config.crop} one; set views.crop=padded or {advice}."
         )
     if isinstance(data.train, FileImageSet) and not data.train.cached:
         raise DataError(

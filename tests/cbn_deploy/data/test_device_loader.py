@@ -150,7 +150,7 @@ def test_what_cannot_be_made_on_the_device(tmp_path: Path) -> None:
     def make(data: LongTailedData, config: ViewConfig) -> None:
         training_loader(data, config, batch_size=2, seed=0, device_views=True)
 
-    with pytest.raises(DataError, match="take the padded crop, not crop='resized'"):
+    with pytest.raises(DataError, match="take the padded crop, not the resized one"):
         make(make_data(5), ViewConfig(crop="resized"))
     with pytest.raises(DataError, match="photos do not fit into their cache"):
         make(files_data(tmp_path, 4, cache_bytes=4 * 32 * 32 * 3 - 1), ViewConfig())
