@@ -52,7 +52,14 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "BN + SBN": (*DUAL_PATH, "components=1", "norm.split_groups=4", "loss.consistency_weight=0"),
     "BN + SBN + DPL": (*DUAL_PATH, "components=1", "norm.split_groups=4"),
 }
+# Is it the normalisation, or does batch norm want another setting than the recipe's?
+OPTIMIZERS = {
+    "no decay": ("optimizer.decay_norm=false",),
+    "lr 0.02": ("lr=0.02",),
+    "lr 0.1": ("lr=0.1",),
+}
 READINGS: Mapping[str, tuple[str, ...]] = {
+    **{f"{layer}, {name}": (*ONE_PATH, *change) for name, change in OPTIMIZERS.items() for layer in ("BN", "CBN")},
     **{f"CBN, {components} components": (*ONE_PATH, f"components={components}") for components in (1, 2, 8)},
     **{f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()},
     **{f"CBN + SBN + DPL, {name}": (*DUAL_PATH, *change) for name, change in DUAL_CHOICES.items()},
@@ -98,7 +105,7 @@ def main() -> None:
 def run_of(study: str, variant: str, seed: int, folder: Path) -> Run:
     """The variant's training in the study."""
     name = file_name(variant, seed)
-    model = STUDIES[study].model + ("-bn" if variant in ("BN", "BN, two views") else "")
+    model = STUDIES[study].model + ("-bn" if variant.split(",")[0] == "BN" else "")
     settings = (f"model={model}", *STUDIES[study].settings, *ALL[variant], f"seed={seed}")
     return Run(variant, seed, "image-folder", settings, folder, WORK / study / name, RESULTS / study / f"{name}.json")
 
