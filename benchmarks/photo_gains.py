@@ -24,6 +24,7 @@ from training_runs import rarest_three, read_results
 NAMES = {
     "recipe": "694 photographs, the recipe as it is: ResNet-32, 200 epochs",
     "short": "... 30 epochs",
+    "wide": "1,622 photographs of 25 classes, ResNet-32, 80 epochs",
     "small": "694 photographs, ResNet-20, 60 epochs",
     "small-plain-views": "... crop and flip only",
     "small-resnet8": "... ResNet-8",
@@ -54,11 +55,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "gains.png")
     arguments = parser.parse_args()
     gains = [gain for study in NAMES for variant in COMPARED if (gain := gain_of(study, variant))]
-    print("| setting | training | BN's top-1 | top-1, seed by seed | tail three, seed by seed | pixel entropy |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| setting | training | BN's top-1 | gain in top-1 | seed by seed | tail three, seed by seed | pixel entropy |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for gain in gains:
         print(
-            f"| {NAMES[gain.study]} | {gain.variant} | {gain.baseline:.1f} | {signed(gain.top1)} | {signed(gain.tail)} "
+            f"| {NAMES[gain.study]} | {gain.variant} | {gain.baseline:.1f} | {mean_and_error(gain.top1)} "
+            f"| {signed(gain.top1)} | {signed(gain.tail)} "
             f"| {gain.entropy:.2f} |"
         )
     plot(gains, arguments.out)
@@ -85,6 +89,12 @@ def gain_of(study: str, variant: str) -> Gain | None:
 def by_seed(results: Sequence[Mapping[str, Any]], variant: str) -> dict[int, Mapping[str, Any]]:
     """The variant's finished runs."""
     return {row["seed"]: row for row in results if row["variant"] == variant and "top1" in row}
+
+
+def mean_and_error(points: Sequence[float]) -> str:
+    """The mean and, of several seeds, its standard error."""
+    mean = f"{statistics.mean(points):+.1f}"
+    return mean if len(points) < 2 else f"{mean} ± {statistics.stdev(points) / len(points) ** 0.5:.1f}"
 
 
 def signed(points: Sequence[float]) -> str:
