@@ -31,6 +31,7 @@ from training_runs import ROOT, figures_of, file_name, print_table, read_results
 
 from benchmarks.gpu.fleet import Group, Plan, Trainee, train_together
 from cbn_deploy.data import LongTailedData, load_data, training_loader
+from cbn_deploy.errors import CbnError
 from cbn_deploy.machine import describe_machine
 from cbn_deploy.training import apply_settings, get_recipe
 from cbn_deploy.training.execution import Execution, choose_device
@@ -157,4 +158,7 @@ def _data(arguments: argparse.Namespace, plans: Sequence[Plan], seed: int) -> Lo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except CbnError as error:
+        sys.exit(f"Error: {error}")
