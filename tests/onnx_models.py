@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from cbn_deploy.runtime.description import ModelDescription, Preprocessing
@@ -68,6 +71,22 @@ def colour_model(
     )
     helper.set_model_props(model, (description or describe()).to_metadata())
     return model
+
+
+@functools.cache
+def spin_for(seconds: float) -> int:
+    """The ``spin`` that makes one run take at least about ``seconds`` on this machine, on one thread."""
+    probe, options = 100, onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(colour_model(spin=probe).SerializeToString(), options)
+    images = {"images": np.zeros((1, 3, SIZE, SIZE), np.float32)}
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        session.run(None, images)
+        times.append(time.perf_counter() - begin)
+    # The fastest: what else the machine does now it may not do when the model runs.
+    return max(probe, round(probe * seconds / min(times)))
 
 
 def write_colour_model(path: Path, model: onnx.ModelProto | None = None) -> Path:

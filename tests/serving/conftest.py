@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.onnx_models import colour_model, write_colour_model
+from tests.onnx_models import colour_model, spin_for, write_colour_model
 from tests.serving.browser import Visit, chromium
 from tests.serving.server import Server
-
-SPIN = 1000  # about a second a run
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +22,7 @@ def colours_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def slow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The colour model, taking about a second a run."""
-    return write_colour_model(tmp_path_factory.mktemp("slow") / "slow.onnx", colour_model(spin=SPIN))
+    return write_colour_model(tmp_path_factory.mktemp("slow") / "slow.onnx", colour_model(spin=spin_for(1.0)))
 
 
 @pytest.fixture(scope="session")

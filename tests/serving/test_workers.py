@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cbn_deploy.runtime.factory import available_cpus
-from tests.onnx_models import COLOURS, colour_model, write_colour_model
+from tests.onnx_models import COLOURS, colour_model, spin_for, write_colour_model
 from tests.serving.files import BLUE, GREEN, RED
 from tests.serving.server import Server
 from tests.serving.test_cli import assert_one_sentence, run
@@ -170,7 +170,7 @@ def test_log_lines_say_which_worker(pair: Server) -> None:
 
 
 def test_a_signal_lets_requests_finish(start_server: Callable[..., Server], tmp_path: Path) -> None:
-    slow = write_colour_model(tmp_path / "slow.onnx", colour_model(spin=200))  # a fifth of a second a run
+    slow = write_colour_model(tmp_path / "slow.onnx", colour_model(spin=spin_for(0.5)))
     server = start_server(slow, "--workers", 2, "--max-batch", 1)
     with ThreadPoolExecutor(max_workers=2) as pool:
         in_flight = [pool.submit(ask, server, model="slow") for _ in range(2)]
