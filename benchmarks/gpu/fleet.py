@@ -20,7 +20,7 @@ from torch import Tensor
 from cbn_deploy.data import LongTailedData, TrainingBatch, TrainingLoader, evaluation_batches
 from cbn_deploy.models import create_model
 from cbn_deploy.training.artifacts import build_report
-from cbn_deploy.training.averages import StepSums
+from cbn_deploy.training.averages import StepSums, means_of
 from cbn_deploy.training.decoupled import stages
 from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.evaluation import evaluate_predictions
@@ -196,10 +196,7 @@ class Reading:
         """Images, the share of hits, mean losses."""
         if self.event is not None:
             self.event.synchronize()
-        images, *sums = self.sums.tolist()
-        return {"images": images} | {
-            name: value / images for name, value in zip(("hits", *self.parts), sums, strict=True)
-        }
+        return means_of(self.parts, self.sums)
 
 
 @dataclass

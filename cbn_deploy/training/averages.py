@@ -10,7 +10,7 @@ from torch import Tensor
 from cbn_deploy.training.ranks import Ranks
 from cbn_deploy.training.step import StepLosses
 
-__all__ = ["EpochAverages", "StepSums", "step_sums"]
+__all__ = ["EpochAverages", "StepSums", "means_of", "step_sums"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ def step_sums(losses: StepLosses, labels: Tensor) -> StepSums:
     if count == 0:  # a mean over nothing is not a number
         values = torch.zeros_like(values)
     return StepSums(tuple(used), torch.cat([values[:1], correct.double()[None], values[1:]]))
+
+
+def means_of(parts: tuple[str, ...], values: Tensor) -> dict[str, float]:
+    """The images, and over them the hits and each of ``parts``, from sums as in :class:`StepSums`; waits for the device."""
+    # One transfer for all of them.
+    images, *sums = values.tolist()
+    return {"images": images} | {name: value / images for name, value in zip(("hits", *parts), sums, strict=True)}
 
 
 class EpochAverages:
@@ -94,8 +101,5 @@ class EpochAverages:
         if self._local is None:
             raise RuntimeError("there are no averages before the first step")
         if self._means is None:
-            # One transfer from the device for all of them: it waits until everything before it is computed.
-            images, *sums = self._ranks.sum(self._local).tolist()
-            names = ("hits", *self._parts)
-            self._means = {"images": images} | {name: value / images for name, value in zip(names, sums, strict=True)}
+            self._means = means_of(self._parts, self._ranks.sum(self._local))
         return self._means
