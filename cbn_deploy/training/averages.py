@@ -44,7 +44,7 @@ def step_sums(losses: StepLosses, labels: Tensor) -> StepSums:
 
 
 def means_of(parts: tuple[str, ...], values: Tensor) -> dict[str, float]:
-    """The images, and over them the hits and each of ``parts``, from sums as in :class:`StepSums`; waits for the device."""
+    """The images and, per image, the hits and each of ``parts``, from a :class:`StepSums`; waits for the device."""
     # One transfer for all of them.
     images, *sums = values.tolist()
     return {"images": images} | {name: value / images for name, value in zip(("hits", *parts), sums, strict=True)}
