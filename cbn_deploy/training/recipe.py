@@ -142,8 +142,8 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     of one key counts.
 
     Raises:
-        RecipeError: not ``key=value``, an unknown key, a value of the wrong type or out of range, or a setting that
-            would have no effect in this recipe.
+        RecipeError: not ``key=value``, an unknown key, a value of the wrong type or out of range, a patch of cutout
+            as large as the images, or a setting that would have no effect in this recipe.
     """
     types = {key: kind for key, kind in settings.leaf_types(Recipe).items() if key not in _FIXED_KEYS}
     values: dict[str, Any] = {}
@@ -163,6 +163,11 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         changed = settings.replace_values(recipe, values)
     except ValueError as error:
         raise RecipeError(f"These settings are not possible: {error}.") from error
+    if changed.views.cutout >= changed.data.image_size:
+        raise RecipeError(
+            f"views.cutout={changed.views.cutout} can hide all of an image of "
+            f"data.image_size={changed.data.image_size} pixels; half of the size is usual, 0 hides nothing."
+        )
     for key in values:
         if reason := reason_without_effect(changed, key):
             raise RecipeError(f"{key} has no effect here, {reason}; leave it out.")

@@ -99,6 +99,7 @@ def test_settings_are_applied_together_and_the_last_of_one_key_counts():
         (["loss.paths=compound", "loss.split_weight=2"], "only one path is trained"),
         (["data.image_size=64"], "no effect"),
         (["views.min_area=0.5"], "no effect"),
+        (["views.cutout=32"], "views.cutout=32 can hide all of an image of data.image_size=32 pixels"),
     ],
 )
 def test_bad_settings_get_one_sentence_that_names_them(settings, message):
@@ -106,6 +107,12 @@ def test_bad_settings_get_one_sentence_that_names_them(settings, message):
         apply_settings(DIGITS, settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_cutout_must_fit_images_that_were_made_smaller():
+    with pytest.raises(RecipeError, match=r"cutout=16 can hide all of an image of data\.image_size=16"):
+        apply_settings(RECIPES["image-folder"], ["data.image_size=16"])
+    assert apply_settings(RECIPES["image-folder"], ["data.image_size=16", "views.cutout=8"]).views.cutout == 8
 
 
 def test_an_unknown_recipe_names_the_nearest():

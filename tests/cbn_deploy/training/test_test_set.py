@@ -49,7 +49,7 @@ def test_cifar_by_what_lies_there(shared_data, kind):
 
 
 def test_a_recipe_splits_the_data_as_training_does(photos, tmp_path):
-    recipe = apply_settings(RECIPES["image-folder"], ["data.image_size=16"])
+    recipe = apply_settings(RECIPES["image-folder"], ["data.image_size=16", "views.cutout=4"])
     (tmp_path / "train").symlink_to(photos / "train")  # and no test folder: part of train is held out
     held_out = recipe_test_set(PHOTOS, recipe, str(tmp_path))
     np.testing.assert_array_equal(held_out.labels, load_data(recipe.data, tmp_path).test.labels)
