@@ -22,7 +22,6 @@ import torch
 from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.data import (
     ArrayImageSet,
-    DeviceLoader,
     LongTailedData,
     TrainingLoader,
     ViewConfig,
@@ -169,8 +168,6 @@ def _device_cases(data: LongTailedData, device: torch.device) -> Cases:
         "device: batches of the strong view": until_done(lambda: batches(strong)),
         "device: batches of both views": until_done(lambda: batches(both)),
     }
-    if isinstance(both, DeviceLoader):
-        cases["device: both views of a whole epoch, as bytes"] = until_done(lambda: both.epoch_pixels(0))
     return {name: (len(data.train), run) for name, run in cases.items()}
 
 

@@ -19,7 +19,7 @@ from cbn_deploy.data.image_set import FileImageSet, LongTailedData
 from cbn_deploy.data.pixels import PixelNormalizer
 from cbn_deploy.errors import DataError
 
-__all__ = ["DeviceLoader", "EpochPixels"]
+__all__ = ["DeviceLoader"]
 
 # Views are made for many batches at once: the host asks a GPU for some 300 operations, however many images there are.
 _BATCHES_AT_ONCE = 32
@@ -27,8 +27,8 @@ _BATCHES_AT_ONCE = 32
 _PIXELS_AT_ONCE = 2**22
 
 
-class EpochPixels(NamedTuple):
-    """A whole epoch, on the device.
+class _Pixels(NamedTuple):
+    """Views that were made together, on the device, before they are normalised.
 
     Attributes:
         order: int64 (n,), the images that are shown.
@@ -91,14 +91,6 @@ class DeviceLoader(TrainingLoader):
             raise ValueError(f"epoch must not be negative, got {epoch}")
         return self._batches(epoch)
 
-    def epoch_pixels(self, epoch: int) -> EpochPixels:
-        """The views of all batches of an epoch, one after another, before they are normalised."""
-        if epoch < 0:
-            raise ValueError(f"epoch must not be negative, got {epoch}")
-        chunks = [self._pixels(chunk) for chunk in self._chunks(epoch)]
-        order, strong, weak = ([part for part in parts if part is not None] for parts in zip(*chunks, strict=True))
-        return EpochPixels(torch.cat(order), torch.cat(strong), torch.cat(weak) if weak else None)
-
     def _batches(self, epoch: int) -> Iterator[TrainingBatch]:
         for chunk in self._chunks(epoch):
             order, strong, weak = self._pixels(chunk)
@@ -131,7 +123,7 @@ class DeviceLoader(TrainingLoader):
         if chunk:
             yield chunk
 
-    def _pixels(self, chunk: list[Portion]) -> EpochPixels:
+    def _pixels(self, chunk: list[Portion]) -> _Pixels:
         indices = np.concatenate([portion.indices for portion in chunk])
         repetitions = np.concatenate([portion.repetitions for portion in chunk])
 
@@ -143,7 +135,7 @@ class DeviceLoader(TrainingLoader):
         if self._two_views:
             weak = self._views.weak(self._images, indices, numbers(WEAK, self._views.weak_numbers))
         (order,) = sent([indices], self._images.device)
-        return EpochPixels(order, strong, weak)
+        return _Pixels(order, strong, weak)
 
 
 def _check_suitable(data: LongTailedData, config: ViewConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dense", "empty_like_dense", "empty_output", "is_channels_last", "readable"]
+__all__ = ["dense", "empty_like_dense", "empty_output", "is_channels_last", "readable", "stored_like"]
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -35,3 +35,11 @@ def empty_output(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def readable(x: Tensor) -> Tensor:
     """``x`` as the training operators read it without copying it again."""
     return dense(x) if x.device.type == "cuda" else x.contiguous()
+
+
+def stored_like(x: Tensor, values: Tensor) -> Tensor:
+    """``values``, shaped like ``x``, in the type of ``x`` and the format of ``dense(x)``; copied only if need be."""
+    values = values.to(x.dtype)
+    if not is_channels_last(x):
+        return values.contiguous()
+    return values if is_channels_last(values) else torch.empty_like(x).copy_(values)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cbn_deploy.kernels import cuda, native_split, portable, split_groups, split_passes
-from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, is_channels_last
+from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, stored_like
 
 __all__ = ["group_moments", "image_moments", "split_normalize"]
 
@@ -113,7 +113,7 @@ def split_normalize(
     # Not a view of what the pass returns: torch forbids to write (an in-place ReLU) into views from operators.
     y = torch.empty(x.shape, dtype=planes.dtype, device=x.device)
     _passes(planes).affine(planes, centre, slope, offset, y.view_as(planes), None, None)
-    return _stored_like(x, y) if x.is_cuda else y.to(x.dtype)
+    return stored_like(x, y) if x.is_cuda else y.to(x.dtype)
 
 
 @split_normalize.register_fake
@@ -150,7 +150,7 @@ def split_normalize_backward(
     grad_x = torch.empty_like(planes)
     passes.affine(planes, centre, slope, offset, grad_x, g, gain)
     result = grad_x.reshape(x.shape)
-    result = _stored_like(x, result) if x.is_cuda else result.to(x.dtype)
+    result = stored_like(x, result) if x.is_cuda else result.to(x.dtype)
     return result, found.scale.to(scale.dtype), found.bias.to(scale.dtype)
 
 
@@ -190,7 +190,7 @@ class _Constants(NamedTuple):
 def _gradients_in_triton(
     triton: ModuleType, grad: Tensor, x: Tensor, mean: Tensor, constants: _Constants, synchronized: bool
 ) -> tuple[Tensor, split_groups.GroupGradients]:
-    pixels, g = _flat(dense(x)), _flat(_stored_like(x, grad))
+    pixels, g = _flat(dense(x)), _flat(stored_like(x, grad))
     products, sums = triton.gradient_sums(g, pixels, constants.groups, mean)
     if synchronized:
         # The ranks exchange what lies between their sums and the rest: one kernel cannot do both.
@@ -225,14 +225,6 @@ def _planes(x: Tensor) -> Tensor:
 def _flat(x: Tensor) -> Tensor:
     """(B, D, P), a view of a dense tensor."""
     return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
-
-
-def _stored_like(x: Tensor, values: Tensor) -> Tensor:
-    """``values`` (B, D, *spatial) in the type of x and the memory format of ``dense(x)``."""
-    values = values.to(x.dtype)
-    if not is_channels_last(x):
-        return values.contiguous()
-    return values if is_channels_last(values) else empty_like_dense(x).copy_(values)
 
 
 def _passes(planes: Tensor) -> ModuleType:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cbn_deploy.kernels import cuda, native_training, portable, training_passes
-from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, is_channels_last
+from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, is_channels_last, stored_like
 from cbn_deploy.kernels.training_steps import NormalizerTables, TorchTables, TrainingSteps
 
 __all__ = ["mixture_normalize", "mixture_statistics"]
@@ -156,7 +156,7 @@ def mixture_normalize_backward(
     """Gradients of x, scale and bias from that of :func:`mixture_normalize`'s y."""
     with torch.autocast(x.device.type, enabled=False):
         pixels, steps = _prepared(x, len(scale), synchronized)
-        g, w = _stored_like(pixels, grad), _flat(posterior).contiguous()
+        g, w = stored_like(pixels, _flat(grad)), _flat(posterior).contiguous()
         tables = NormalizerTables(centre, quadratic, linear, mean, var, inverse_mass, scale, bias)
         gradients = steps.gradients(g, pixels, w, _working(tables, x), epsilon)
         grad_x = gradients.x.reshape(x.shape).to(x.dtype)
@@ -215,11 +215,3 @@ def _working(tables: NormalizerTables, x: Tensor) -> NormalizerTables:
 def _flat(x: Tensor) -> Tensor:
     """(B, channels, P)."""
     return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
-
-
-def _stored_like(pixels: Tensor, values: Tensor) -> Tensor:
-    """``values`` (B, D, *spatial) in shape, type and memory format of ``pixels``."""
-    values = _flat(values.to(pixels.dtype))
-    if not is_channels_last(pixels):
-        return values.contiguous()
-    return values if is_channels_last(values) else torch.empty_like(pixels).copy_(values)

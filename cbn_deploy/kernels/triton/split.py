@@ -42,12 +42,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         pixels,
         mean,
         var,
-        CHANNELS_LAST=is_channels_last(x),
-        VECTOR=launch.vector,
-        BLOCK_D=launch.block_channels,
-        BLOCK_P=launch.block_pixels,
         LOOPS=launch.blocks(pixels) > 1,
-        warps=launch.warps,
+        **launch.constants,
     )
     return mean, var
 
@@ -92,11 +88,7 @@ def normalize(
         channels,
         pixels,
         out,
-        CHANNELS_LAST=is_channels_last(x),
-        VECTOR=launch.vector,
-        BLOCK_D=launch.block_channels,
-        BLOCK_P=launch.block_pixels,
-        warps=launch.warps,
+        **launch.constants,
     )
 
 
@@ -116,12 +108,8 @@ def gradient_sums(grad: Tensor, x: Tensor, groups: Tensor, centre: Tensor) -> tu
         pixels,
         products,
         sums,
-        CHANNELS_LAST=is_channels_last(x),
-        VECTOR=launch.vector,
-        BLOCK_D=launch.block_channels,
-        BLOCK_P=launch.block_pixels,
         LOOPS=launch.blocks(pixels) > 1,
-        warps=launch.warps,
+        **launch.constants,
     )
     return products, sums
 
@@ -163,11 +151,7 @@ def input_gradient(
         channels,
         pixels,
         out,
-        CHANNELS_LAST=is_channels_last(x),
-        VECTOR=launch.vector,
-        BLOCK_D=launch.block_channels,
-        BLOCK_P=launch.block_pixels,
-        warps=launch.warps,
+        **launch.constants,
     )
 
 

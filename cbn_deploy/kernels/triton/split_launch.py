@@ -29,16 +29,29 @@ class SplitLaunch:
     """Compile-time constants of the kernels of :mod:`cbn_deploy.kernels.triton.split_kernels`.
 
     Attributes:
+        channels_last: channels are the contiguous axis.
         vector: elements that one memory access may take; divides the extent of the contiguous axis.
         block_channels: channels a program, a power of two.
         block_pixels: pixels a piece, a power of two.
         warps: warps a program.
     """
 
+    channels_last: bool
     vector: int
     block_channels: int
     block_pixels: int
     warps: int
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        """Keywords of :func:`cbn_deploy.kernels.triton.start.start` that all these kernels have."""
+        return {
+            "CHANNELS_LAST": self.channels_last,
+            "VECTOR": self.vector,
+            "BLOCK_D": self.block_channels,
+            "BLOCK_P": self.block_pixels,
+            "warps": self.warps,
+        }
 
     def chunks(self, channels: int) -> int:
         """Blocks that make up the channels."""
@@ -75,6 +88,7 @@ def split_launch(*, channels: int, pixels: int, item_size: int, channels_last: b
         block_channels = min(padded_channels, most // block_pixels)
         elements = block_channels * block_pixels
     return SplitLaunch(
+        channels_last=channels_last,
         vector=vector,
         block_channels=block_channels,
         block_pixels=block_pixels,

@@ -119,22 +119,6 @@ def test_how_many_views_are_made_together_changes_nothing(
         assert_same(theirs, ours, "cpu")
 
 
-@pytest.mark.parametrize("n", [35, 33])  # of 33, the trailing image is dropped
-@pytest.mark.parametrize("two_views", [False, True])
-def test_a_whole_epoch_is_that_of_its_batches(n: int, two_views: bool) -> None:
-    loader = on_device(
-        training_loader(make_data(n), ViewConfig(), batch_size=16, seed=5, two_views=two_views, device_views=True)
-    )
-    batches = list(loader.epoch(3))
-    order, strong, weak = loader.epoch_pixels(3)
-    assert (strong.dtype, order.dtype) == (torch.uint8, torch.int64)
-    assert torch.equal(loader.normalize(strong), torch.cat([batch.strong for batch in batches]))
-    assert torch.equal(loader.labels[order], torch.cat([batch.labels for batch in batches]))
-    assert (weak is not None) == two_views
-    if weak is not None:
-        assert torch.equal(loader.normalize(weak), torch.cat([batch.weak for batch in batches]))
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_files_that_all_fit_into_their_cache(workers: int, tmp_path: Path) -> None:
     data = files_data(tmp_path, 20, cache_bytes=20 * 32 * 32 * 3)
@@ -163,8 +147,6 @@ def test_what_cannot_be_made_on_the_device(tmp_path: Path) -> None:
     loader = on_device(training_loader(make_data(4), ViewConfig(), batch_size=2, seed=0, device_views=True))
     with pytest.raises(ValueError, match="epoch must not be negative, got -1"):
         loader.epoch(-1)
-    with pytest.raises(ValueError, match="epoch must not be negative, got -1"):
-        loader.epoch_pixels(-1)
 
 
 @contextmanager
