@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cbn_deploy.atomic import atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
 from cbn_deploy.cli.evaluation_tables import tables
-from cbn_deploy.errors import DataError, OutputError, RecipeError
+from cbn_deploy.cli.picture_format import picture_format
+from cbn_deploy.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from cbn_deploy.data import ImageSet
@@ -89,7 +90,7 @@ def evaluate(
     known = {name: name for name in RUNTIMES}
     if runtime not in known:
         raise RecipeError(f"There is no runtime {runtime!r}; choose one of {', '.join(known)}.")
-    picture = None if plot is None else _picture_format(plot)
+    picture = None if plot is None else picture_format(plot)
     for written in (json_file, plot, model if write_temperature and model.exists() else None):
         if written is not None:
             check_writable(written.parent)  # before minutes of work, not after
@@ -158,13 +159,6 @@ def _write_temperature(console: Console, model: Path, result: ModelEvaluation, d
         raise DataError(f"{model} was left as it is. {_NO_TEMPERATURE}")
     write_temperature(model, result.calibration.temperature, digest=digest)
     console.print(f"{escape(str(model))} now carries temperature {result.calibration.temperature:.4f}.")
-
-
-def _picture_format(path: Path) -> str:
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in ("png", "svg", "pdf"):
-        raise OutputError(f"{path} is neither a .png nor a .svg nor a .pdf file; name the picture by its format.")
-    return suffix
 
 
 def _as_json(result: ModelEvaluation, description: ModelDescription, info: SessionInfo) -> dict[str, Any]:

@@ -17,8 +17,8 @@ __all__ = ["print_comparison"]
 _TITLES = {"balanced_accuracy": "mean recall", "top1": "top-1", "ece": "ECE"}
 
 
-def print_comparison(console: Console, folders: Sequence[Path]) -> None:
-    """The finished runs in or below ``folders``.
+def print_comparison(console: Console, folders: Sequence[Path]) -> tuple[Row, ...]:
+    """The finished runs in or below ``folders``, which are returned.
 
     Raises:
         DataError: there are none, or they cannot be compared.
@@ -28,6 +28,7 @@ def print_comparison(console: Console, folders: Sequence[Path]) -> None:
     console.print(_table(rows))
     for line in [*_gains(rows), *_notes(rows, unfinished)]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return rows
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cbn_deploy.atomic import atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
+from cbn_deploy.cli.picture_format import picture_format
 from cbn_deploy.errors import DataError, RankError, RecipeError
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ Examples:
 
   cbn-train --list; cbn-train --list 'table 3'; cbn-train --list 'cifar10-lt/*/cbn'; cbn-train cifar10-lt --list
 
-  cbn-train --compare runs/photos   (every finished run in there, the seeds of one recipe together)
+  cbn-train --compare runs/photos --plot photos.png   (every finished run in there, the seeds of one recipe together)
 """
 
 _DEVICES = ("auto", "cpu", "cuda")
@@ -81,6 +83,10 @@ def train(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Compare the finished runs in DIR; may be given several times."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --compare: draw curves and gains by class, a .png, .svg or .pdf."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 uses this one.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
     device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu or cuda.")] = "auto",
@@ -101,8 +107,10 @@ def train(
         _list(recipe, settings or [], console)
         return
     if compare:
-        _compare(recipe, compare, console)
+        _compare(recipe, compare, plot, console)
         return
+    if plot is not None:
+        raise RecipeError("--plot draws what --compare compares; a training draws its pictures in --out.")
     try:
         if device not in _DEVICES:
             raise RecipeError(f"There is no device {device!r}; choose one of {', '.join(_DEVICES)}.")
@@ -137,12 +145,18 @@ def _list(name: str | None, settings: list[str], console: Console) -> None:
         print_recipes(console, name)
 
 
-def _compare(recipe: str | None, folders: list[Path], console: Console) -> None:
+def _compare(recipe: str | None, folders: list[Path], plot: Path | None, console: Console) -> None:
     from cbn_deploy.cli.run_table import print_comparison
 
     if recipe is not None:
         raise RecipeError(f"--compare trains nothing, leave out {recipe!r}; another folder takes another --compare.")
-    print_comparison(console, folders)
+    kind = None if plot is None else picture_format(plot)
+    rows = print_comparison(console, folders)
+    if plot is not None and kind is not None:
+        from cbn_deploy.training.finished_runs_plot import draw_comparison
+
+        check_writable(plot.parent)
+        atomic_write_bytes(plot, draw_comparison(rows, kind))
 
 
 def _chosen_recipe(name: str | None, settings: list[str]) -> Recipe:

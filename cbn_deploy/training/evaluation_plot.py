@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,16 @@ from matplotlib.ticker import PercentFormatter
 from cbn_deploy.runtime import ModelDescription, shot_group
 from cbn_deploy.training.metrics import Reliability
 from cbn_deploy.training.model_evaluation import ModelEvaluation
-from cbn_deploy.training.plot_style import DPI, GREY, GROUP_COLOURS, GROUP_MEANING, HALO, INK, label_ticks, plot_style
+from cbn_deploy.training.plot_style import (
+    GREY,
+    GROUP_COLOURS,
+    GROUP_MEANING,
+    HALO,
+    INK,
+    label_ticks,
+    plot_style,
+    rendered,
+)
 
 __all__ = ["draw_evaluation"]
 
@@ -43,10 +51,7 @@ def draw_evaluation(result: ModelEvaluation, description: ModelDescription, titl
         halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.75))
         _draw_reliability(halves[0], result)
         _draw_recall(halves[1], result, description)
-        buffer = io.BytesIO()
-        dates = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=dates[kind])
-    return buffer.getvalue()
+        return rendered(figure, kind)
 
 
 def _draw_reliability(figure: Any, result: ModelEvaluation) -> None:

@@ -9,11 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cbn_deploy.errors import CbnError, DataError
 from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
 from cbn_deploy.training.state import STATE_NAME
 
-__all__ = ["FIGURES", "Finished", "Row", "Spread", "find_runs", "paired_gain", "read_run", "rows_of"]
+__all__ = [
+    "FIGURES",
+    "Finished",
+    "Row",
+    "Spread",
+    "find_runs",
+    "paired_gain",
+    "paired_recall_gains",
+    "read_run",
+    "rows_of",
+]
 
 FIGURES = ("balanced_accuracy", "top1", "many", "medium", "few", "ece")
 """What is compared: keys of a report's ``evaluation``."""
@@ -33,6 +46,8 @@ class Finished:
         seeds: (``seed``, ``data.seed``).
         data: class names, training counts and test images of each class.
         figures: of :data:`FIGURES`, fractions; ``None`` where there was nothing to measure.
+        recalls: of the K classes; ``None`` where a class has no test images.
+        top1: (epoch, fraction) of every epoch that was judged.
     """
 
     folder: Path
@@ -40,6 +55,8 @@ class Finished:
     seeds: tuple[int, int]
     data: tuple[tuple[str, int, int], ...]
     figures: Mapping[str, float | None]
+    recalls: tuple[float | None, ...]
+    top1: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,9 @@ def read_run(folder: Path) -> Finished:
                 (str(row["name"]), int(row["training_images"]), int(images))
                 for row, images in zip(report["classes"], tested, strict=True)
             ),
-            figures={key: None if evaluation[key] is None else float(evaluation[key]) for key in FIGURES},
+            figures={key: _number(evaluation[key]) for key in FIGURES},
+            recalls=tuple(_number(evaluation["per_class"][k]) for k in range(len(tested))),
+            top1=tuple((int(row["epoch"]), float(row["top1"])) for row in report["history"] if row["top1"] is not None),
         )
     except (OSError, ValueError, KeyError, TypeError, CbnError) as error:
         reason = f"{type(error).__name__}: {error}".rstrip(".")
@@ -133,14 +152,27 @@ def paired_gain(row: Row, base: Row, figure: str) -> tuple[Spread, int, int] | N
 
     ``None`` where no seed is in both.
     """
-    of_base = {run.seeds: run.figures[figure] for run in base.runs}
     gains = [
         mine - theirs
-        for run in row.runs
-        if (mine := run.figures[figure]) is not None and (theirs := of_base.get(run.seeds)) is not None
+        for ours, other in _pairs(row, base)
+        if (mine := ours.figures[figure]) is not None and (theirs := other.figures[figure]) is not None
     ]
     spread = _spread(gains)
     return None if spread is None else (spread, sum(gain > 0 for gain in gains), len(gains))
+
+
+def paired_recall_gains(row: Row, base: Row) -> NDArray[np.float64]:
+    """(pairs, K): the recalls of ``row`` minus those of ``base``, seed by seed; NaN for a class without test images."""
+    gains = [
+        np.array(ours.recalls, dtype=np.float64) - np.array(other.recalls, dtype=np.float64)
+        for ours, other in _pairs(row, base)
+    ]
+    return np.stack(gains) if gains else np.empty((0, len(base.runs[0].data)))
+
+
+def _pairs(row: Row, base: Row) -> list[tuple[Finished, Finished]]:
+    of_base = {run.seeds: run for run in base.runs}
+    return [(run, of_base[run.seeds]) for run in row.runs if run.seeds in of_base]
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -154,6 +186,10 @@ def _label(own: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     short = {dotted: key for key, dotted in SHORT_KEYS.items()}
     differing = [key for key, value in own.items() if any(row.get(key, value) != value for row in rows)]
     return ", ".join(f"{short.get(key, key)}={own[key]}" for key in differing) or str(own["model"])
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _spread(values: Sequence[float]) -> Spread | None:

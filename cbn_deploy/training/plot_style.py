@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from matplotlib import font_manager
 
 from cbn_deploy.runtime.description import ShotGroup
 
-__all__ = ["DPI", "GREY", "GROUP_COLOURS", "GROUP_MEANING", "HALO", "INK", "label_ticks", "plot_style"]
+__all__ = ["DPI", "GREY", "GROUP_COLOURS", "GROUP_MEANING", "HALO", "INK", "label_ticks", "plot_style", "rendered"]
 
 # Three colours of Okabe and Ito's palette, which differ in lightness too, so that they survive a grey printer.
 GROUP_COLOURS: dict[ShotGroup, str] = {"many": "#0072B2", "medium": "#56B4E9", "few": "#D55E00"}
@@ -54,6 +55,19 @@ def plot_style(**more: Any) -> Iterator[None]:
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
+
+
+def rendered(figure: Any, kind: str = "png") -> bytes:
+    """The file's content; the same figure gives the same bytes (for SVG with a ``svg.hashsalt`` in the style).
+
+    Args:
+        figure: of matplotlib.
+        kind: "png", "svg" or "pdf".
+    """
+    buffer = io.BytesIO()
+    dates = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=dates[kind])
+    return buffer.getvalue()
 
 
 def label_ticks(axes: Any, positions: Any, labels: Sequence[str]) -> None:

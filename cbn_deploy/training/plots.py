@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,16 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from cbn_deploy.runtime.description import ShotGroup, shot_group
-from cbn_deploy.training.plot_style import DPI, GREY, GROUP_COLOURS, GROUP_MEANING, HALO, INK, label_ticks, plot_style
+from cbn_deploy.training.plot_style import (
+    GREY,
+    GROUP_COLOURS,
+    GROUP_MEANING,
+    HALO,
+    INK,
+    label_ticks,
+    plot_style,
+    rendered,
+)
 from cbn_deploy.training.report_data import RunReport
 
 __all__ = ["Picture", "draw_pictures"]
@@ -45,10 +53,8 @@ def draw_pictures(report: RunReport) -> list[Picture]:
 def _picture(
     report: RunReport, name: str, title: str, draw: Callable[[RunReport], Figure], alternative_text: str
 ) -> Picture:
-    buffer = io.BytesIO()
-    # No software or date field: the same report gives the same bytes.
-    draw(report).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return Picture(name=f"{name}.png", title=title, alternative_text=alternative_text, png=buffer.getvalue())
+    png = rendered(draw(report))
+    return Picture(name=f"{name}.png", title=title, alternative_text=alternative_text, png=png)
 
 
 def _history(report: RunReport) -> Figure:

@@ -16,6 +16,7 @@ from rich.progress import Progress as RichProgress
 
 from cbn_deploy.atomic import atomic_path, atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
+from cbn_deploy.cli.picture_format import picture_format
 from cbn_deploy.errors import CheckpointError, OutputError, RuntimeUnavailableError, SettingsError
 from cbn_deploy.runtime.factory import available_cpus
 
@@ -27,7 +28,6 @@ __all__ = ["app", "main"]
 
 _MAX_BATCH_SIZE = 4096
 _MAX_ROUNDS = 10_000
-_PLOT_FORMATS = (".png", ".svg", ".pdf")
 _STAGES = {
     "preparing": "Exporting and loading",
     "parity": "Comparing with the checkpoint (torch.compile compiles here)",
@@ -175,8 +175,8 @@ def _check_outputs(model: Path, json: Path | None, plot: Path | None) -> None:
             raise OutputError(f"{path} is the checkpoint itself; choose another name.")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise OutputError(f"--json and --plot both name {outputs[0]}; choose two names.")
-    if plot is not None and plot.suffix.lower() not in _PLOT_FORMATS:
-        raise OutputError(f"--plot must end in {', '.join(_PLOT_FORMATS)}, got {plot.name}.")
+    if plot is not None:
+        picture_format(plot)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise RuntimeUnavailableError("--plot needs matplotlib; install it with: pip install 'cbn-deploy[train]'.")
     if not model.is_file():  # before a folder is made for the results

@@ -179,6 +179,18 @@ def test_compare_prints_the_finished_runs(cbn_train, finished_run, tmp_path):
     assert f"{rows}, seed by seed: -10.0 in mean recall, 0 of 1 above" in lines
     assert "Fewer than three seeds" in out
     assert "do not have the same seeds" in out
+    picture = tmp_path / "compared.svg"
+    assert cbn_train("--compare", tmp_path, "--plot", picture)[0] == 0
+    assert "<!-- Gain in recall over model=resnet20-bn, loss.paths=compound -->" in picture.read_text()
+
+
+def test_a_picture_needs_a_comparison_and_a_format(cbn_train, finished_run, tmp_path):
+    code, _, err = cbn_train("digits-lt", "--plot", tmp_path / "x.png")
+    assert code == 2
+    assert "--plot draws what --compare compares" in err
+    code, out, err = cbn_train("--compare", finished_run, "--plot", tmp_path / "x.gif")
+    assert (code, out) == (2, "")
+    assert "name the picture by its format" in err
 
 
 def test_compare_trains_nothing(cbn_train, tmp_path):

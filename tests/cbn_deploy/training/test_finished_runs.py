@@ -8,7 +8,7 @@ import pytest
 from cbn_deploy.errors import DataError
 from cbn_deploy.training import RECIPES, apply_settings
 from cbn_deploy.training.evaluation import evaluate_predictions
-from cbn_deploy.training.finished_runs import find_runs, paired_gain, read_run, rows_of
+from cbn_deploy.training.finished_runs import find_runs, paired_gain, paired_recall_gains, read_run, rows_of
 
 COUNTS = (300, 30, 3)
 DUAL = "loss.paths=compound+split"
@@ -23,6 +23,7 @@ def write_report(folder, *settings, right=(4, 4, 4), names=("a", "b", "c")):
         "recipe": apply_settings(RECIPES["image-folder"], settings).to_dict(),
         "evaluation": evaluate_predictions(logits, labels, COUNTS).to_dict(),
         "classes": [{"name": name, "training_images": n} for name, n in zip(names, COUNTS, strict=True)],
+        "history": [{"epoch": epoch, "top1": top1} for epoch, top1 in ((1, None), (2, 0.25), (4, sum(right) / 12))],
     }
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(report))
@@ -65,6 +66,21 @@ def test_only_shared_seeds_are_paired(tmp_path):
         "model=resnet32, epochs=7",
     ]
     assert paired_gain(rows_in(tmp_path / "y")[0], plain, "top1") is None
+
+
+def test_recalls_are_paired_class_by_class(tmp_path):
+    write_report(tmp_path / "bn", "model=resnet32-bn", "seed=1", right=(4, 3, 0))
+    write_report(tmp_path / "x", "seed=1", right=(3, 3, 2))
+    write_report(tmp_path / "y", "seed=2", right=(0, 0, 0))
+    plain, compound = rows_in(tmp_path)
+    np.testing.assert_array_equal(paired_recall_gains(compound, plain), [[-0.25, 0, 0.5]])
+    assert plain.runs[0].top1 == ((2, 0.25), (4, 7 / 12))
+    report = json.loads((tmp_path / "y" / "report.json").read_text())
+    report["evaluation"]["per_class"][1] = None
+    (tmp_path / "y" / "report.json").write_text(json.dumps(report))
+    alone = rows_in(tmp_path / "y")[0]
+    np.testing.assert_array_equal(paired_recall_gains(alone, alone), [[0, np.nan, 0]])
+    assert paired_recall_gains(alone, plain).shape == (0, 3)
 
 
 def test_batch_norm_has_one_path_whatever_the_recipe_says(tmp_path):

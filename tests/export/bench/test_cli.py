@@ -66,7 +66,7 @@ BAD_OPTIONS = {
     "no rounds": (["--rounds", "0"], "--rounds must be between 1 and 10000"),
     "no threads": (["--threads", "0"], "--threads must be between 1 and"),
     "too many threads": (["--threads", "100000"], "got 100000"),
-    "unknown picture": (["--plot", "plot.gif"], "--plot must end in .png, .svg, .pdf"),
+    "unknown picture": (["--plot", "plot.gif"], "name the picture by its format"),
     "one file for two": (["--json", "a.png", "--plot", "./a.png"], "choose two names"),
     "folder as file": (["--json", "."], "is a folder"),
     "file as folder": (["--json", "file/b.json"], "Cannot write to file"),
