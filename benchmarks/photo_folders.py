@@ -62,6 +62,8 @@ OPTIMIZERS = {
 }
 READINGS: Mapping[str, tuple[str, ...]] = {
     **{f"{layer}, {name}": (*ONE_PATH, *change) for name, change in OPTIMIZERS.items() for layer in ("BN", "CBN")},
+    # The sum of two losses has twice the gradient, so dual-path learning may want less.
+    "CBN + SBN + DPL, lr 0.02": (*DUAL_PATH, *OPTIMIZERS["lr 0.02"]),
     **{f"CBN, {components} components": (*ONE_PATH, f"components={components}") for components in (1, 2, 8)},
     **{f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()},
     **{f"CBN + SBN + DPL, {name}": (*DUAL_PATH, *change) for name, change in DUAL_CHOICES.items()},
