@@ -116,7 +116,7 @@ def read_run(folder: Path) -> Finished:
                 for row, images in zip(report["classes"], tested, strict=True)
             ),
             figures={key: _number(evaluation[key]) for key in FIGURES},
-            recalls=tuple(_number(evaluation["per_class"][k]) for k in range(len(tested))),
+            recalls=tuple(_number(recall) for recall, _ in zip(evaluation["per_class"], tested, strict=True)),
             top1=tuple((int(row["epoch"]), float(row["top1"])) for row in report["history"] if row["top1"] is not None),
         )
     except (OSError, ValueError, KeyError, TypeError, CbnError) as error:

@@ -119,3 +119,13 @@ def test_a_damaged_report_is_one_sentence(tmp_path, content):
     (folder / "report.json").write_text(content)
     with pytest.raises(DataError, match="is no report of this version"):
         read_run(folder)
+
+
+@pytest.mark.parametrize("recalls", [[0.5], [0.5, 0.5, "x"], 1])
+def test_recalls_of_other_classes_are_a_damaged_report(tmp_path, recalls):
+    folder = write_report(tmp_path / "a")
+    report = json.loads((folder / "report.json").read_text())
+    report["evaluation"]["per_class"] = recalls
+    (folder / "report.json").write_text(json.dumps(report))
+    with pytest.raises(DataError, match="is no report of this version"):
+        read_run(folder)
