@@ -125,7 +125,7 @@ def plot(gains: Sequence[Gain], out: Path) -> None:
     handles = [
         plt.Line2D([], [], color=colour, marker="o", linestyle="", label=name) for name, colour in COMPARED.items()
     ]
-    right.legend(handles=handles, loc="lower right", fontsize=8)
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
     figure.savefig(out, dpi=110)
 
 
