@@ -203,3 +203,13 @@ def test_a_layer_trains_over_these_passes_as_in_float64(
     for actual, exact in zip(step(layer, stored), expected, strict=True):
         close(actual, exact, dtype=dtype)
     assert seen == [(dtype, channels_last)] * 3  # nothing is converted on the way
+
+
+def test_a_gradient_in_the_other_memory_format_is_brought_into_that_of_x() -> None:
+    pixels, values = torch.zeros(2, 4, 6), torch.arange(48.0).reshape(2, 4, 2, 3)
+    last = pixels.movedim(1, -1).contiguous().movedim(-1, 1)
+    for target in (pixels, last):
+        for grad in (values, values.to(memory_format=torch.channels_last), values.repeat_interleave(2, 3)[..., ::2]):
+            brought = operators.stored_like(target, operators._flat(grad))
+            assert brought.stride() == target.stride()
+            assert torch.equal(brought, values.flatten(2))
