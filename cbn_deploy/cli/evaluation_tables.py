@@ -36,6 +36,8 @@ def tables(result: ModelEvaluation, description: ModelDescription, info: Session
 
 
 def _per_class(result: ModelEvaluation, description: ModelDescription, info: SessionInfo) -> Table:
+    from cbn_deploy.runtime.description import frequency_order
+
     runtime = f"{info.runtime} {info.version} ({info.kernel_path})"
     table = Table(title=f"{escape(info.file)} on {result.images} images, {runtime}")
     table.add_column("class", overflow="fold")
@@ -46,7 +48,7 @@ def _per_class(result: ModelEvaluation, description: ModelDescription, info: Ses
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("ECE", justify="right")
     counts, scores = description.class_counts, result.scores
-    order = sorted(range(len(counts)), key=lambda k: (-counts[k], k))
+    order = frequency_order(counts)
     first, left_out, last = _ends(order, _SHOWN_CLASSES)
     for k in first + last:
         if left_out and k == last[0]:

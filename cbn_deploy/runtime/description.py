@@ -22,6 +22,7 @@ __all__ = [
     "ModelDescription",
     "Preprocessing",
     "ShotGroup",
+    "frequency_order",
     "shot_group",
 ]
 
@@ -40,6 +41,11 @@ def shot_group(training_count: int) -> ShotGroup:
     if training_count > 100:
         return "many"
     return "medium" if training_count >= 20 else "few"
+
+
+def frequency_order(training_counts: Sequence[int]) -> list[int]:
+    """Class indices, most training images first, ties in class order."""
+    return sorted(range(len(training_counts)), key=lambda k: (-training_counts[k], k))
 
 
 @dataclass(frozen=True, kw_only=True)

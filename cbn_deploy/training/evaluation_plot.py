@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from cbn_deploy.runtime import ModelDescription, shot_group
+from cbn_deploy.runtime.description import frequency_order
 from cbn_deploy.training.metrics import Reliability
 from cbn_deploy.training.model_evaluation import ModelEvaluation
 from cbn_deploy.training.plot_style import (
@@ -97,7 +98,7 @@ def _draw_diagram(axes: Any, share_axes: Any, reliability: Reliability, label: s
 def _draw_recall(figure: Any, result: ModelEvaluation, description: ModelDescription) -> None:
     axes = figure.subplots()
     counts = description.class_counts
-    order = sorted(range(len(counts)), key=lambda k: (-counts[k], k))
+    order = frequency_order(counts)
     positions = np.arange(len(order))
     scores = result.scores
     recalls = np.array([np.nan if scores.per_class[k] is None else scores.per_class[k] for k in order])

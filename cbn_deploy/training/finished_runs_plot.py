@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from cbn_deploy.runtime.description import frequency_order
 from cbn_deploy.training.finished_runs import Row, paired_recall_gains
 from cbn_deploy.training.plot_style import GREY, INK, label_ticks, plot_style, rendered
 
@@ -66,7 +67,7 @@ def curve_legend(rows: Iterable[tuple[str, int]]) -> list[Line2D]:
     """Handles for the groups of :func:`draw_curves`, from their names and numbers of seeds."""
     return [
         Line2D([], [], color=colour, linewidth=3, label=f"{name} ({seeds} seed{'s' * (seeds > 1)})")
-        for (name, seeds), colour in _coloured(list(rows))
+        for (name, seeds), colour in _coloured(rows)
     ]
 
 
@@ -80,7 +81,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, float]]:
 def _draw_gains(axes: Any, rows: Sequence[Row]) -> None:
     base, *others = rows
     data = base.runs[0].data
-    order = sorted(range(len(data)), key=lambda k: (-data[k][1], k))
+    order = frequency_order([count for _, count, _ in data])
     bins = np.array_split(np.array(order), min(len(order), _MOST_BARS))
     found = [
         (gains, colour) for row, colour in _coloured(rows) if row is not base and len(gains := _binned(row, base, bins))
@@ -122,6 +123,6 @@ def _tick(data: Sequence[tuple[str, int, int]], members: NDArray[np.int64]) -> s
     return f"{most}-{data[members[-1]][1]}"
 
 
-def _coloured(things: Sequence[Any]) -> Iterator[tuple[Any, str]]:
+def _coloured(things: Iterable[Any]) -> Iterator[tuple[Any, str]]:
     for number, thing in enumerate(things):
         yield thing, _COLOURS[number % len(_COLOURS)]

@@ -163,6 +163,7 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         changed = settings.replace_values(recipe, values)
     except ValueError as error:
         raise RecipeError(f"These settings are not possible: {error}.") from error
+    # Here and not in Recipe: reports and models of runs that had it are still read.
     if changed.views.cutout >= changed.data.image_size:
         raise RecipeError(
             f"views.cutout={changed.views.cutout} can hide all of an image of "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cbn_deploy.runtime.description import ShotGroup, shot_group
+from cbn_deploy.runtime.description import ShotGroup, frequency_order, shot_group
 from cbn_deploy.training.comparison import Comparison
 from cbn_deploy.training.evaluation import Confusion, Evaluation
 from cbn_deploy.training.metrics.mixture import LayerMixture
@@ -61,7 +61,7 @@ class RunReport:
     @property
     def frequency_order(self) -> tuple[int, ...]:
         """Class indices, most training images first, ties in class order."""
-        return tuple(sorted(range(len(self.class_counts)), key=lambda k: (-self.class_counts[k], k)))
+        return tuple(frequency_order(self.class_counts))
 
     @property
     def group_sizes(self) -> dict[ShotGroup, int]:

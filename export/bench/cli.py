@@ -127,7 +127,7 @@ def _write(report: BenchReport, json: Path | None, plot: Path | None) -> None:
         from export.bench.plot import save_plot
 
         with atomic_path(plot) as temporary:
-            save_plot(report, temporary, plot.suffix.lower().removeprefix("."))
+            save_plot(report, temporary, picture_format(plot))
         console.print(f"Plot: {plot}", markup=False, highlight=False)
 
 
@@ -177,8 +177,8 @@ def _check_outputs(model: Path, json: Path | None, plot: Path | None) -> None:
         raise OutputError(f"--json and --plot both name {outputs[0]}; choose two names.")
     if plot is not None:
         picture_format(plot)
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeUnavailableError("--plot needs matplotlib; install it with: pip install 'cbn-deploy[train]'.")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise RuntimeUnavailableError("--plot needs matplotlib; install it with: pip install 'cbn-deploy[train]'.")
     if not model.is_file():  # before a folder is made for the results
         raise CheckpointError(f"{model} does not exist; give the path of a model.pt made by cbn-train.")
     for path in outputs:
