@@ -14,31 +14,29 @@ two cores finish, dual-path learning in about two and a half hours.
 `recipe`: the photographs of `small` with the recipe as it is, ResNet-32 and 200 epochs, but for the size of the images.
 `short`: the same for 30 epochs, about a minute and a half a run.
 `wide`: 25 classes instead of ten (1,622 images in all), 80 epochs.
+`solar`: other images altogether, long-tailed by nature: solar cells in eight classes of 920 to 50
+(:func:`photo_sets.solar_cells`; `--data` is the folder of their package), the recipe as it is, for 30 epochs; the mean
+recall counts there.
 The others change one thing, to tell what the difference between batch norm and CBN depends on: AutoAugment and cutout,
 depth, or epochs (`long`: 180).
 
-Both write PNG files into train/CLASS and test/CLASS and run `cbn-train image-folder` on them (:mod:`training_runs`);
-all test images of the classes are used.
+All write image files into a folder per class and run `cbn-train image-folder` on them (:mod:`training_runs`); of
+CIFAR all test images of the classes are used.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from paper_readings import CHOICES, DUAL_CHOICES
-from PIL import Image
+from photo_sets import WORK, half_size, small_set, solar_cells, wide_set
 from training_runs import ROOT, Run, file_name, print_table, read_results, train
 
-from cbn_deploy.atomic import atomic_folder
-from cbn_deploy.data import DataConfig, ImageSet, load_data, long_tail_counts
-
-WORK = ROOT / "runs" / "photo-folders"
 RESULTS = ROOT / "benchmarks" / "results" / "photo_folders"
 
 ONE_PATH = ("loss.paths=compound",)
@@ -78,12 +76,13 @@ class Study:
     write: Callable[[Path, int], Path]
     model: str
     settings: tuple[str, ...]
+    held_out: bool = False  # no test folder: the seed also says which images are held out
 
 
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with the CIFAR files, as for cbn-train")
+    parser.add_argument("--data", type=Path, help="folder with the CIFAR files (`solar`: with its labels.csv)")
     parser.add_argument("--study", choices=STUDIES, default="small")
     parser.add_argument("--table", choices=STUDIES, help="print the table of the finished runs and stop")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=ALL, help="these rows alone")
@@ -111,57 +110,8 @@ def run_of(study: str, variant: str, seed: int, folder: Path) -> Run:
     name = file_name(variant, seed)
     model = STUDIES[study].model + ("-bn" if variant.split(",")[0] == "BN" else "")
     settings = (f"model={model}", *STUDIES[study].settings, *ALL[variant], f"seed={seed}")
+    settings += (f"data.seed={seed}",) if STUDIES[study].held_out else ()
     return Run(variant, seed, "image-folder", settings, folder, WORK / study / name, RESULTS / study / f"{name}.json")
-
-
-def small_set(data: Path, seed: int) -> Path:
-    """Ten random classes of CIFAR-100."""
-    return _random_classes(data, seed, 10, WORK / f"small-{seed}")
-
-
-def wide_set(data: Path, seed: int) -> Path:
-    """25 of them."""
-    return _random_classes(data, seed, 25, WORK / f"wide-{seed}")
-
-
-def _random_classes(data: Path, seed: int, number: int, folder: Path) -> Path:
-    cifar = load_data(DataConfig(source="cifar100-lt", rho=10), data)
-    counts = long_tail_counts(250, 50, number)
-    rich = np.flatnonzero(np.asarray(cifar.class_counts) >= counts[0])
-    classes = np.random.default_rng(seed).choice(rich, len(counts), replace=False)
-    return write_folder(
-        folder,
-        cifar.train,
-        cifar.test,
-        cifar.class_names,
-        dict(zip(classes.tolist(), counts, strict=True)),
-    )
-
-
-def half_size(data: Path, seed: int) -> Path:
-    """CIFAR-10-LT, the same for every seed; cbn-train makes the images smaller."""
-    del seed
-    cifar = load_data(DataConfig(source="cifar10-lt", rho=100), data)
-    return write_folder(
-        WORK / "cifar10-lt", cifar.train, cifar.test, cifar.class_names, dict(enumerate(cifar.class_counts))
-    )
-
-
-def write_folder(
-    folder: Path, train: ImageSet, test: ImageSet, names: Sequence[str], counts: Mapping[int, int]
-) -> Path:
-    """The first images of the classes, label -> how many, and all test images, as PNG; done before: nothing to do."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as fresh:
-        for label, count in counts.items():
-            for part, images, most in (("train", train, count), ("test", test, None)):
-                place = fresh / part / names[label]
-                place.mkdir(parents=True)
-                for index in np.flatnonzero(images.labels == label)[:most]:
-                    Image.fromarray(images.pixels(int(index))).save(place / f"{index:05d}.png")
-    return folder
 
 
 SMALL = ("data.image_size=32", "epochs=60", "schedule.evaluate_every=20")
@@ -189,6 +139,7 @@ STUDIES: Mapping[str, Study] = {
     "half-size-400": Study(
         half_size, "resnet20", (*HALF_SIZE, *HALF_CUTOUT, "epochs=400", "schedule.evaluate_every=20")
     ),
+    "solar": Study(solar_cells, "resnet32", ("epochs=30", "schedule.evaluate_every=10"), held_out=True),
     "half-size-resnet20": Study(half_size, "resnet20", (*HALF_SIZE, *PLAIN_VIEWS)),
 }
 
