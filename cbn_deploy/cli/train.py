@@ -20,6 +20,7 @@ from cbn_deploy.errors import DataError, RankError, RecipeError
 if TYPE_CHECKING:
     from cbn_deploy.training import Recipe, TrainingResult
     from cbn_deploy.training.comparison import Comparison
+    from cbn_deploy.training.ranks import Ranks
 
 __all__ = ["main"]
 
@@ -220,21 +221,23 @@ def _train_on_ranks(run: _Run, console: Console) -> None:
         with joined_ranks(run.execution.device) as ranks:
             # Of several processes the first one speaks, unless another fails.
             console.quiet = not ranks.is_first
-            _train(run, console)
+            _train(run, ranks, console)
     except RankError:
         raise typer.Exit(2) from None
 
 
-def _train(run: _Run, console: Console) -> None:
+def _train(run: _Run, ranks: Ranks, console: Console) -> None:
     import torch
 
     from cbn_deploy.cli.training_progress import ConsoleProgress
     from cbn_deploy.training import train as train_recipe
+    from cbn_deploy.training.execution import recording_obstacles
 
     execution = run.execution
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
-    if execution.device != "cpu" and torch.cuda.is_available() and not execution.cuda_graphs:
+    on_gpu = execution.device != "cpu" and torch.cuda.is_available()
+    if on_gpu and not execution.cuda_graphs and not recording_obstacles(run.recipe, ranks, compiled=execution.compile):
         console.print("[dim]On a GPU small networks train faster with --cuda-graphs; see cbn-train --help.[/]")
     progress = ConsoleProgress(console)
     try:

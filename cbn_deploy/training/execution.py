@@ -18,7 +18,14 @@ from cbn_deploy.training.config import Precision
 from cbn_deploy.training.ranks import Ranks
 from cbn_deploy.training.recipe import Recipe
 
-__all__ = ["Execution", "check_recordable", "choose_device", "training_network", "weights_cast_once"]
+__all__ = [
+    "Execution",
+    "check_recordable",
+    "choose_device",
+    "recording_obstacles",
+    "training_network",
+    "weights_cast_once",
+]
 
 # A step compiles four forms of a network (two paths, with and without gradient), and again for other batch sizes; all
 # networks of a process count together. torch's default is 8, beyond which it stops compiling.
@@ -88,15 +95,19 @@ def check_recordable(execution: Execution, recipe: Recipe, ranks: Ranks) -> None
         return
     if execution.device.type != "cuda":
         raise RuntimeUnavailableError("--cuda-graphs needs a CUDA device; leave it out to train on the CPU.")
+    for name in recording_obstacles(recipe, ranks, compiled=execution.compile):
+        raise RuntimeUnavailableError(f"--cuda-graphs does not go with {name}; leave one of the two out.")
+
+
+def recording_obstacles(recipe: Recipe, ranks: Ranks, *, compiled: bool) -> list[str]:
+    """What of a run keeps its steps from being recorded, in the user's words."""
     obstacles = {
         "accumulate": recipe.schedule.accumulate > 1,
         "several processes": ranks.world_size > 1,
-        "--compile": execution.compile,
+        "--compile": compiled,
         "norm.initialization=first_batch": recipe.norm.initialization == "first_batch" and not recipe.is_batch_norm,
     }
-    for name, present in obstacles.items():
-        if present:
-            raise RuntimeUnavailableError(f"--cuda-graphs does not go with {name}; leave one of the two out.")
+    return [name for name, present in obstacles.items() if present]
 
 
 def training_network(model: nn.Module, execution: Execution, precision: Precision, ranks: Ranks) -> nn.Module:

@@ -14,7 +14,7 @@ from cbn_deploy.training import RECIPES, apply_settings, step_graphs
 from cbn_deploy.training.averages import StepSums
 from cbn_deploy.training.classification import classification_loss
 from cbn_deploy.training.descent import Descent
-from cbn_deploy.training.execution import Execution, check_recordable
+from cbn_deploy.training.execution import Execution, check_recordable, recording_obstacles
 from cbn_deploy.training.ranks import Ranks
 from cbn_deploy.training.step_graphs import WARM_UP_STEPS, StepGraphs
 from tests.reference.tolerances import tolerance
@@ -110,6 +110,12 @@ def test_where_steps_cannot_be_recorded() -> None:
         check_recordable(Execution(device=torch.device("cuda"), cuda_graphs=True, compile=True), recipe, Ranks())
     with pytest.raises(RuntimeUnavailableError, match=r"does not go with norm\.initialization=first_batch"):
         check_recordable(gpu, apply_settings(recipe, ["norm.initialization=first_batch"]), Ranks())
+    assert recording_obstacles(recipe, Ranks(), compiled=False) == []
+    assert recording_obstacles(in_portions, Ranks(world_size=2), compiled=True) == [
+        "accumulate",
+        "several processes",
+        "--compile",
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are recorded on a GPU only")
