@@ -12,7 +12,7 @@ from torch import nn
 
 from cbn_deploy.models.classifier import ClassifierFactory, CosineClassifier
 from cbn_deploy.models.resnet_cifar import CifarResNet, NormFactory
-from cbn_deploy.models.resnet_imagenet import ImageNetResNet
+from cbn_deploy.models.resnet_imagenet import BasicBlock, Bottleneck, ImageNetResNet
 from cbn_deploy.norm import DualPathBatchNorm2d, NormConfig, class_groups
 
 __all__ = ["BN_SUFFIX", "MODEL_NAMES", "ArchitectureConfig", "bn_twin", "create_model"]
@@ -27,7 +27,14 @@ _CIFAR_DEPTHS = {
     "resnet56": 56,
     "resnet110": 110,
 }
-_IMAGENET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet152": (3, 8, 36, 3)}
+# The kind of block, and how many in each stage.
+_IMAGENET_BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
 _NETWORKS = (*_CIFAR_DEPTHS, *_IMAGENET_BLOCKS)
 MODEL_NAMES = _NETWORKS + tuple(name + BN_SUFFIX for name in _NETWORKS)
 
@@ -93,7 +100,7 @@ def create_model(architecture: ArchitectureConfig, class_counts: Sequence[int] |
     name, norm = architecture.name.removesuffix(BN_SUFFIX), _norm_factory(architecture, class_counts)
     classifier = _classifier_factory(architecture)
     if name in _IMAGENET_BLOCKS:
-        return ImageNetResNet(_IMAGENET_BLOCKS[name], architecture.num_classes, norm, classifier)
+        return ImageNetResNet(*_IMAGENET_BLOCKS[name], architecture.num_classes, norm, classifier)
     return CifarResNet(_CIFAR_DEPTHS[name], architecture.num_classes, norm, classifier)
 
 

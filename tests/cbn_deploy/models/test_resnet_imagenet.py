@@ -1,4 +1,4 @@
-"""ResNet-50/152: published parameter counts and names, shapes, and the way from a batch-norm checkpoint to CBN."""
+"""ResNet-18 to ResNet-152: published parameter counts and names, shapes, the way from a batch-norm file to CBN."""
 
 from __future__ import annotations
 
@@ -7,37 +7,45 @@ import torch
 from torch import nn
 
 from cbn_deploy.models import ArchitectureConfig, bn_twin, create_model
-from cbn_deploy.models.resnet_imagenet import Bottleneck, ImageNetResNet
+from cbn_deploy.models.resnet_imagenet import BasicBlock, Bottleneck, ImageNetResNet
 from cbn_deploy.norm import NormConfig, class_groups, convert_batchnorm, freeze, split_path
 from tests.reference.tolerances import tolerance
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def torchvision_names(blocks: tuple[int, ...]) -> list[str]:
+def torchvision_names(blocks: tuple[int, ...], convolutions: int) -> list[str]:
     """The keys of torchvision's ResNet state dicts, in its order, written down from its published files."""
     names = ["conv1.weight", *(f"bn1.{entry}" for entry in BATCH_NORM)]
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
             prefix = f"layer{stage}.{block}"
-            for number in (1, 2, 3):
+            for number in range(1, convolutions + 1):
                 names.append(f"{prefix}.conv{number}.weight")
                 names += [f"{prefix}.bn{number}.{entry}" for entry in BATCH_NORM]
-            if block == 0:
+            if block == 0 and (convolutions == 3 or stage > 1):
                 names.append(f"{prefix}.downsample.0.weight")
                 names += [f"{prefix}.downsample.1.{entry}" for entry in BATCH_NORM]
     return [*names, "fc.weight", "fc.bias"]
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "parameters"),
-    [("resnet50-bn", (3, 4, 6, 3), 25_557_032), ("resnet152-bn", (3, 8, 36, 3), 60_192_808)],
+    ("name", "blocks", "convolutions", "parameters"),
+    [
+        ("resnet18-bn", (2, 2, 2, 2), 2, 11_689_512),
+        ("resnet34-bn", (3, 4, 6, 3), 2, 21_797_672),
+        ("resnet50-bn", (3, 4, 6, 3), 3, 25_557_032),
+        ("resnet101-bn", (3, 4, 23, 3), 3, 44_549_160),
+        ("resnet152-bn", (3, 8, 36, 3), 3, 60_192_808),
+    ],
 )
-def test_parameters_are_those_of_the_published_networks(name: str, blocks: tuple[int, ...], parameters: int) -> None:
+def test_parameters_are_those_of_the_published_networks(
+    name: str, blocks: tuple[int, ...], convolutions: int, parameters: int
+) -> None:
     with torch.device("meta"):
         model = create_model(ArchitectureConfig(name=name, num_classes=1000))
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert list(model.state_dict()) == torchvision_names(blocks)
+    assert list(model.state_dict()) == torchvision_names(blocks, convolutions)
 
 
 def test_parameters_with_a_mixture() -> None:
@@ -52,20 +60,23 @@ def test_the_stride_is_on_the_3x3_convolution() -> None:
     assert isinstance(Bottleneck(256, 64, 1, nn.BatchNorm2d).downsample, nn.Identity)
 
 
-def test_stages_halve_the_size_and_double_the_channels() -> None:
-    model = create_model(ArchitectureConfig(name="resnet50-bn", num_classes=10)).eval()
+@pytest.mark.parametrize(("name", "expansion"), [("resnet18-bn", 1), ("resnet50-bn", 4)])
+def test_stages_halve_the_size_and_double_the_channels(name: str, expansion: int) -> None:
+    model = create_model(ArchitectureConfig(name=name, num_classes=10)).eval()
     shapes: list[tuple[int, ...]] = []
     for stage in (model.bn1, model.layer1, model.layer2, model.layer3, model.layer4):
         stage.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape[1:])))
     with torch.no_grad():
         model(torch.randn(1, 3, 64, 96))
-    assert shapes == [(64, 32, 48), (256, 16, 24), (512, 8, 12), (1024, 4, 6), (2048, 2, 3)]
+    stages = [(64, 16, 24), (128, 8, 12), (256, 4, 6), (512, 2, 3)]
+    assert shapes == [(64, 32, 48), *((expansion * channels, *size) for channels, *size in stages)]
 
 
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 @pytest.mark.parametrize("size", [(16, 16), (33, 64)])
-def test_any_input_size_on_both_paths(size: tuple[int, int]) -> None:
+def test_any_input_size_on_both_paths(size: tuple[int, int], block: type[BasicBlock] | type[Bottleneck]) -> None:
     norm = NormConfig(components=2)
-    model = ImageNetResNet((1, 1, 1, 1), 7, lambda channels: _dual_path(channels, norm))
+    model = ImageNetResNet(block, (1, 1, 1, 1), 7, lambda channels: _dual_path(channels, norm))
     x = torch.randn(2, 3, *size)
     assert model(x).shape == (2, 7)
     with split_path(model, torch.tensor([0, 6])):
@@ -76,12 +87,12 @@ def _dual_path(channels: int, norm: NormConfig) -> nn.Module:
     return convert_batchnorm(nn.BatchNorm2d(channels), norm, class_groups(7, norm.components))
 
 
-@pytest.mark.parametrize("components", [1, 3])
-def test_a_batch_norm_checkpoint_becomes_the_cbn_network(components: int) -> None:
+@pytest.mark.parametrize(("name", "components"), [("resnet18", 3), ("resnet50", 1), ("resnet50", 3)])
+def test_a_batch_norm_checkpoint_becomes_the_cbn_network(name: str, components: int) -> None:
     """Table 6's way: weights of a batch-norm ResNet -> the same function with M Gaussians -> a CBN checkpoint."""
     torch.manual_seed(0)
     norm = NormConfig(components=components)
-    architecture = ArchitectureConfig(name="resnet50", num_classes=7, norm=norm)
+    architecture = ArchitectureConfig(name=name, num_classes=7, norm=norm)
     source = create_model(bn_twin(architecture))
     with torch.no_grad():
         for _ in range(3):

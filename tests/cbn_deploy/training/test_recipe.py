@@ -92,7 +92,7 @@ def test_settings_are_applied_together_and_the_last_of_one_key_counts():
         (["rho=all"], "rho must be a number or none"),
         (["statistics=em"], "one of batch_em, algorithm2, update_then_read"),
         (["norm.posterior_gradient=maybe"], "true or false"),
-        (["model=resnet33"], "did you mean 'resnet32'"),
+        (["model=resnet32b"], "did you mean 'resnet32'"),
         (["loss.split_weight=-1"], "split_weight must be at least 0"),
         (["schedule.warmup_epochs=99"], "warmup_epochs must be in"),
         (["model=resnet20-bn", "components=2"], "norm.components has no effect here, resnet20-bn is a batch-norm"),

@@ -1,4 +1,4 @@
-"""The whole way of a ResNet-50: a batch-norm network made CBN, saved, exported through the gate; small images."""
+"""The whole way of ResNet-50 and ResNet-18: a batch-norm network made CBN, saved, exported through the gate."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ from tests.export.conftest import FEW
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_network(name: str, path: Path) -> Path:
     """Statistics of real images, four Gaussians in each layer that compete for every pixel."""
     torch.manual_seed(0)
     norm = NormConfig(components=4)
-    architecture = ArchitectureConfig(name="resnet50", num_classes=10, norm=norm)
+    architecture = ArchitectureConfig(name=name, num_classes=10, norm=norm)
     grey, _ = digit_pixels(32)
     pixels = np.stack([np.asarray(Image.fromarray(image).resize((SIZE, SIZE))) for image in grey])
     images = torch.from_numpy(((pixels / 255.0 - 0.5) / 0.25).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     source = create_model(bn_twin(architecture))
     with torch.no_grad():
-        for name, module in source.named_modules():
+        for place, module in source.named_modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
-            if name.endswith("bn3"):
+            if place.endswith("bn3" if name == "resnet50" else "bn2"):
                 # Random branches at full size amplify float32's rounding to the gate's limit, with batch norm too.
                 module.weight.fill_(0.2)
         source.train()(images)
@@ -48,11 +47,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         class_names=CLASS_NAMES,
         class_counts=CLASS_COUNTS,
         preprocessing=dataclasses.replace(PREPROCESSING, height=SIZE, width=SIZE),
-        architecture="resnet50",
+        architecture=name,
         components=4,
         training_prior=(0.1,) * 10,
     )
-    path = tmp_path_factory.mktemp("resnet50") / "model.pt"
     samples = torch.from_numpy(pixels)
     save_checkpoint(
         path,
@@ -64,6 +62,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-50."""
+    return save_network("resnet50", tmp_path_factory.mktemp("resnet50") / "model.pt")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,18 @@ def test_the_gate_holds_at_2048_channels(exported: ExportResult) -> None:
     assert exported.parity.top1_agreement == 1.0
     assert len(exported.parity.ops) == 53
     assert max(op.of_limit for op in exported.parity.ops) < 0.5
+
+
+def test_a_network_of_basic_blocks(tmp_path: Path) -> None:
+    path = save_network("resnet18", tmp_path / "model.pt")
+    exported = export_checkpoint(path, tmp_path / "model.onnx", ExportOptions(inputs=FEW))
+    assert exported.parity.logits_judged
+    assert exported.parity.top1_agreement == 1.0
+    assert len(exported.parity.ops) == 20
+    types = Counter(node.op_type for node in onnx.load(exported.path).graph.node)
+    # 8 blocks: an activation inside and the sum at the end; the stem; three projection shortcuts.
+    assert (types[RELU.op_type], types[ADD_RELU.op_type], types[PLAIN.op_type]) == (9, 8, 3)
+    assert not types["Relu"] + types["Add"]
 
 
 def test_the_benchmark_s_networks(checkpoint: Path) -> None:
