@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.layers import CompoundBatchNorm2d, DualPathBatchNorm2d, MixtureBatchNorm
+from cbn_deploy.norm.replace import replace_modules
 
 __all__ = ["convert_batchnorm"]
 
@@ -25,6 +26,9 @@ def convert_batchnorm(
     deviations (equal components would stay equal for ever) and each bias takes the shift back:
     gamma (x - mu - d) / sigma + (beta + gamma d / sigma) = gamma (x - mu) / sigma + beta.
 
+    A batch norm that brings its activation with it, as timm's ``BatchNormAct2d`` does, becomes a Sequential of the
+    layer and what it had behind it.
+
     Args:
         model: any module with :class:`torch.nn.BatchNorm2d` inside.
         config: M and the rest; each layer keeps its own ``eps``, and its ``momentum`` unless that is None.
@@ -32,20 +36,42 @@ def convert_batchnorm(
         symmetry_break: spread of the means, in standard deviations of the channel; 0 gives the fixed point.
 
     Raises:
-        ValueError: no BatchNorm2d in the model, or one without running statistics.
+        ValueError: no BatchNorm2d in the model, one without running statistics, or one that computes something else
+            (a subclass with a forward of its own, SyncBatchNorm).
     """
     config = config or NormConfig()
-    if type(model) is nn.BatchNorm2d:
-        return _converted(model, config, class_groups, symmetry_break)
-    converted = copy.deepcopy(model)
-    names = [name for name, module in converted.named_modules() if type(module) is nn.BatchNorm2d]
+    names: list[str] = []
+
+    def replacement(name: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, nn.SyncBatchNorm):
+            raise ValueError(
+                f"convert_batchnorm: {name or 'the model'} is a SyncBatchNorm; convert the network before "
+                "nn.SyncBatchNorm.convert_sync_batchnorm"
+            )
+        if not isinstance(module, nn.BatchNorm2d):
+            return None
+        names.append(name)
+        behind = _behind(name, module)
+        layer = _converted(module, config, class_groups, symmetry_break)
+        return nn.Sequential(layer, *behind) if behind else layer
+
+    converted = replace_modules(copy.deepcopy(model), replacement)
     if not names:
         raise ValueError("convert_batchnorm: the model has no BatchNorm2d")
-    for name in names:
-        batch_norm = converted.get_submodule(name)
-        assert isinstance(batch_norm, nn.BatchNorm2d)  # noqa: S101 - our own invariant, from the list above
-        converted.set_submodule(name, _converted(batch_norm, config, class_groups, symmetry_break))
     return converted
+
+
+def _behind(name: str, batch_norm: nn.BatchNorm2d) -> list[nn.Module]:
+    """What a batch norm's own forward does after normalising."""
+    if type(batch_norm).forward is nn.BatchNorm2d.forward:
+        return []
+    behind = [module for key in ("drop", "act") if (module := batch_norm._modules.get(key)) is not None]
+    if len(behind) != len(batch_norm._modules) or not behind:
+        raise ValueError(
+            f"convert_batchnorm: {name or 'the model'} is a {type(batch_norm).__name__}, which has a forward of its "
+            "own; replace it by a torch.nn.BatchNorm2d and what it does besides"
+        )
+    return [module for module in behind if not isinstance(module, nn.Identity)]
 
 
 def _converted(

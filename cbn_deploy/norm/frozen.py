@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
 from cbn_deploy.norm.layers import CompoundBatchNorm2d, DualPathBatchNorm2d, MixtureBatchNorm, SplitBatchNorm2d
+from cbn_deploy.norm.replace import replace_modules
 
 __all__ = ["FrozenCompoundBatchNorm2d", "freeze"]
 
@@ -76,15 +77,13 @@ def freeze(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model holds a :class:`SplitBatchNorm2d`, which cannot run without labels.
     """
-    if isinstance(model, CompoundBatchNorm2d | DualPathBatchNorm2d):
-        return FrozenCompoundBatchNorm2d.from_layer(model).eval()
-    frozen = copy.deepcopy(model).eval()
-    for name, module in list(frozen.named_modules()):
-        if isinstance(module, CompoundBatchNorm2d | DualPathBatchNorm2d):
-            frozen.set_submodule(name, FrozenCompoundBatchNorm2d.from_layer(module).eval())
-    for name, module in frozen.named_modules():
-        if isinstance(module, SplitBatchNorm2d):
-            raise ValueError(
-                f"{name} is a SplitBatchNorm2d, which needs labels; train with a dual-path layer to freeze it"
-            )
+    frozen = replace_modules(copy.deepcopy(model).eval(), _frozen_layer)
     return frozen.requires_grad_(False)
+
+
+def _frozen_layer(name: str, module: nn.Module) -> nn.Module | None:
+    if isinstance(module, SplitBatchNorm2d):
+        raise ValueError(f"{name} is a SplitBatchNorm2d, which needs labels; train with a dual-path layer to freeze it")
+    if isinstance(module, CompoundBatchNorm2d | DualPathBatchNorm2d):
+        return FrozenCompoundBatchNorm2d.from_layer(module).eval()
+    return None

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cbn_deploy.models import ArchitectureConfig, create_model
 from cbn_deploy.norm import (
     CompoundBatchNorm2d,
+    DualPathBatchNorm2d,
     FrozenCompoundBatchNorm2d,
     NormConfig,
     SplitBatchNorm2d,
@@ -119,6 +120,63 @@ def test_converted_model_has_the_broken_symmetry_and_a_split_path() -> None:
         convert_batchnorm(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="running statistics"):
         convert_batchnorm(nn.BatchNorm2d(2, track_running_stats=False))
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's layer of that name: normalise, drop, activate."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.drop(super().forward(x)))
+        return activated
+
+
+def test_a_batch_norm_with_its_activation_is_converted() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        BatchNormAct2d(4, nn.SiLU(inplace=True)),
+        BatchNormAct2d(4, nn.Identity()),
+        nn.BatchNorm2d(4),
+    )
+    for _ in range(3):
+        net(torch.randn(8, 3, 9, 9))
+    converted = convert_batchnorm(net, NormConfig(components=2), class_groups(6, 2))
+    x = torch.randn(4, 3, 9, 9)
+    torch.testing.assert_close(converted.eval()(x), net.eval()(x), **tolerance("converted network"))
+    assert sum(isinstance(module, DualPathBatchNorm2d) for module in converted.modules()) == 3
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in converted.modules())
+    # Training: the activation works in place on what the layer has given.
+    converted.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in converted.parameters())
+    torch.testing.assert_close(freeze(converted)(x), converted.eval()(x), **tolerance("float32 layer"))
+
+
+def test_a_batch_norm_in_two_places_stays_one() -> None:
+    shared = nn.BatchNorm2d(3)
+    net = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(nn.Conv2d(3, 3, 1), shared)})
+    converted = convert_batchnorm(net)
+    assert isinstance(converted["a"][0], CompoundBatchNorm2d)
+    assert converted["a"][0] is converted["b"][1]
+    frozen = freeze(converted)
+    assert isinstance(frozen["a"][0], FrozenCompoundBatchNorm2d)
+    assert frozen["a"][0] is frozen["b"][1]
+
+
+def test_other_batch_norms_are_not_passed_over() -> None:
+    class Centred(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean()
+
+    with pytest.raises(ValueError, match="1 is a Centred, which has a forward of its own"):
+        convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3), Centred(3)))
+    with pytest.raises(ValueError, match="1 is a SyncBatchNorm; convert the network before"):
+        convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3), nn.SyncBatchNorm(3)))
+    subclass = type("Named", (nn.BatchNorm2d,), {})
+    assert isinstance(convert_batchnorm(subclass(3)), CompoundBatchNorm2d)
 
 
 @pytest.mark.parametrize(
