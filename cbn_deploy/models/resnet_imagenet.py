@@ -3,9 +3,9 @@
 7x7 stem of 64 channels with stride 2, 3x3 max pooling, four stages of blocks, projection shortcuts where the shape
 changes, global average pooling, a linear classifier. The stages of ResNet-18 and ResNet-34 are of basic blocks and end
 in 64/128/256/512 channels, the others are of bottlenecks, with the stride on the 3x3 convolution ("version 1.5"), and
-end in four times as many. Modules are named
-as in torchvision's ResNet, so that its state dicts load into the batch-norm twin with ``load_state_dict``;
-:func:`cbn_deploy.norm.convert_batchnorm` then makes the CBN network of it, whose tensors have this network's names.
+end in four times as many. Modules are named as in torchvision's ResNet, so that its state dicts load into the
+batch-norm twin with ``load_state_dict``; :func:`cbn_deploy.norm.convert_batchnorm` then makes the CBN network of it,
+whose tensors have this network's names.
 """
 
 from __future__ import annotations

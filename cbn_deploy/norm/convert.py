@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ def convert_batchnorm(
     config = config or NormConfig()
     names: list[str] = []
 
+    def mixture(batch_norm: nn.BatchNorm2d) -> nn.Module:
+        return _converted(batch_norm, config, class_groups, symmetry_break)
+
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, nn.SyncBatchNorm):
             raise ValueError(
@@ -51,9 +55,14 @@ def convert_batchnorm(
         if not isinstance(module, nn.BatchNorm2d):
             return None
         names.append(name)
-        behind = _behind(name, module)
-        layer = _converted(module, config, class_groups, symmetry_break)
-        return nn.Sequential(layer, *behind) if behind else layer
+        if type(module).forward is nn.BatchNorm2d.forward:
+            return mixture(module)
+        if not _activates_what_it_normalizes(module, mixture):
+            raise ValueError(
+                f"convert_batchnorm: {name or 'the model'} is a {type(module).__name__}, which has a forward of its "
+                "own; replace it by a torch.nn.BatchNorm2d and what it does besides"
+            )
+        return _with_activation(mixture(module), module)
 
     converted = replace_modules(copy.deepcopy(model), replacement)
     if not names:
@@ -61,17 +70,26 @@ def convert_batchnorm(
     return converted
 
 
-def _behind(name: str, batch_norm: nn.BatchNorm2d) -> list[nn.Module]:
-    """What a batch norm's own forward does after normalising."""
-    if type(batch_norm).forward is nn.BatchNorm2d.forward:
-        return []
-    behind = [module for key in ("drop", "act") if (module := batch_norm._modules.get(key)) is not None]
-    if len(behind) != len(batch_norm._modules) or not behind:
-        raise ValueError(
-            f"convert_batchnorm: {name or 'the model'} is a {type(batch_norm).__name__}, which has a forward of its "
-            "own; replace it by a torch.nn.BatchNorm2d and what it does besides"
-        )
-    return [module for module in behind if not isinstance(module, nn.Identity)]
+def _with_activation(layer: nn.Module, source: nn.BatchNorm2d) -> nn.Module:
+    behind = [module for key in ("drop", "act") if (module := getattr(source, key, None)) is not None]
+    behind = [module for module in behind if not isinstance(module, nn.Identity)]
+    return nn.Sequential(layer, *behind) if behind else layer
+
+
+@torch.no_grad()
+def _activates_what_it_normalizes(source: nn.BatchNorm2d, mixture: Callable[[nn.BatchNorm2d], nn.Module]) -> bool:
+    """Whether its forward is normalise, drop, activate: tried, with statistics for which no other order is the same."""
+    probe = copy.deepcopy(source).eval()
+    if probe.running_mean is None or probe.running_var is None:
+        return True  # has nothing to carry over, which is said elsewhere
+    probe.running_mean.normal_()
+    probe.running_var.uniform_(0.5, 2.0)
+    for parameter in (probe.weight, probe.bias):
+        if parameter is not None:
+            parameter.normal_()
+    x = torch.randn(32, probe.num_features, 1, 1).to(probe.running_mean)
+    converted = _with_activation(mixture(probe), probe).eval()
+    return torch.allclose(converted(x.clone()), probe(x.clone()), rtol=1e-3, atol=1e-3)
 
 
 def _converted(

@@ -173,6 +173,14 @@ def test_other_batch_norms_are_not_passed_over() -> None:
 
     with pytest.raises(ValueError, match="1 is a Centred, which has a forward of its own"):
         convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3), Centred(3)))
+
+    class ActivatesFirst(BatchNormAct2d):
+        def forward(self, x: Tensor) -> Tensor:
+            normalized: Tensor = nn.BatchNorm2d.forward(self, self.act(x))
+            return normalized
+
+    with pytest.raises(ValueError, match="0 is a ActivatesFirst, which has a forward of its own"):
+        convert_batchnorm(nn.Sequential(ActivatesFirst(3, nn.ReLU())))
     with pytest.raises(ValueError, match="1 is a SyncBatchNorm; convert the network before"):
         convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3), nn.SyncBatchNorm(3)))
     subclass = type("Named", (nn.BatchNorm2d,), {})
