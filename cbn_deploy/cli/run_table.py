@@ -32,17 +32,23 @@ def print_comparison(console: Console, folders: Sequence[Path]) -> tuple[Row, ..
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    tested = _test_images(rows)
-    # Of a balanced test set they are one figure.
-    figures = [figure for figure in FIGURES if figure != "top1" or min(tested) < max(tested)]
     table = Table(title="Last epoch, per cent", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("training", overflow="fold")
     table.add_column("seeds", justify="right", no_wrap=True)
+    figures = _shown_figures(rows)
     for figure in figures:
         table.add_column(_TITLES.get(figure, figure), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(escape(row.label), str(len(row.runs)), *(_text(row.spread(figure)) for figure in figures))
     return table
+
+
+def _shown_figures(rows: Sequence[Row]) -> list[str]:
+    """Without those that no run has (a data set may have no few-shot class), and without a second name for one."""
+    tested = _test_images(rows)
+    balanced = min(tested) == max(tested)  # then top-1 is the mean recall
+    measured = [figure for figure in FIGURES if any(row.spread(figure) is not None for row in rows)]
+    return [figure for figure in measured if not (balanced and figure == "top1")]
 
 
 def _gains(rows: Sequence[Row]) -> list[str]:

@@ -175,6 +175,12 @@ def test_compare_prints_the_finished_runs(cbn_train, finished_run, tmp_path):
     lines = [line.strip() for line in out.splitlines()]
     row = next(line for line in lines if line.startswith("model=resnet20, "))
     assert row.split()[2:5] == ["2", f"{100 * recall - 5:.1f}", "±7.1"]
+    # The photographs have no class of more than 100: no column for those.
+    heads = next(line for line in lines if line.startswith("training "))
+    assert [group for group in ("many", "medium", "few") if group in heads] == [
+        group for group in ("many", "medium", "few") if report["evaluation"][group] is not None
+    ]
+    assert "many" not in heads
     rows = "model=resnet20, loss.paths=compound+split over model=resnet20-bn, loss.paths=compound"
     assert f"{rows}, seed by seed: -10.0 in mean recall, 0 of 1 above" in lines
     assert "Fewer than three seeds" in out
