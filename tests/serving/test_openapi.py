@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 
 from serving.app import create_app
 from serving.settings import load_settings
@@ -36,6 +36,8 @@ def check_answers(api: Any, mode: str, examples: int) -> None:
         @given(case=operation.as_strategy(generation_mode=GenerationMode[mode]))
         @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def check(case: Any) -> None:
+            # A field of a form that holds an empty list is not sent: what was to be wrong with the request is gone.
+            assume(not isinstance(case.body, dict) or [] not in case.body.values())
             case.call_and_validate(excluded_checks=excluded, headers={"X-API-Key": "secret"})
 
         check()
