@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import photo_folders
+from table2 import ROWS
 from training_runs import ROOT, figures_of, file_name, print_table, read_results
 
 from benchmarks.gpu.fleet import Group, Plan, Trainee, train_together
@@ -37,15 +38,6 @@ from cbn_deploy.training import apply_settings, get_recipe
 from cbn_deploy.training.execution import Execution, choose_device
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu_training"
-# The names that the tables of the other studies have.
-ROWS = {
-    "baseline": "BN",
-    "bn-two-views": "BN, two views",
-    "sbn": "BN + SBN",
-    "cbn": "CBN",
-    "cbn-sbn": "CBN + SBN",
-    "cbn-sbn-dpl": "CBN + SBN + DPL",
-}
 
 
 def main() -> int:
