@@ -3,9 +3,9 @@
     python benchmarks/table2.py --data DIR --epochs 80 --rows baseline cbn cbn-sbn-dpl
     python benchmarks/table2.py --epochs 80 --table
 
-On one core an epoch of the whole method takes about two minutes, of batch norm and of CBN less than one (CBN + SBN + DPL
-measured, the others derived from their steps); a run that was stopped goes on after its last epoch. Convolutions are in
-bfloat16 (`precision=bf16`); the learning rate comes down over the epochs that there are.
+On one core an epoch of the whole method takes about two minutes (measured), of batch norm and of CBN less than one
+(derived from their steps); a run that was stopped goes on after its last epoch. Convolutions are in bfloat16
+(`precision=bf16`); the learning rate comes down over the epochs that there are.
 The 400 epochs of the paper are for a GPU: `gpu_training.py`.
 """
 
