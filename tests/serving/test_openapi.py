@@ -37,7 +37,8 @@ def check_answers(api: Any, mode: str, examples: int) -> None:
         @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def check(case: Any) -> None:
             # A field of a form that holds an empty list is not sent: what was to be wrong with the request is gone.
-            assume(not isinstance(case.body, dict) or [] not in case.body.values())
+            form = case.body if case.media_type == "multipart/form-data" and isinstance(case.body, dict) else {}
+            assume([] not in form.values())
             case.call_and_validate(excluded_checks=excluded, headers={"X-API-Key": "secret"})
 
         check()
