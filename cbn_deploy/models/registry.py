@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from cbn_deploy.models.basic_block import NormFactory
 from cbn_deploy.models.classifier import ClassifierFactory, CosineClassifier
-from cbn_deploy.models.resnet_cifar import CifarResNet, NormFactory
-from cbn_deploy.models.resnet_imagenet import BasicBlock, Bottleneck, ImageNetResNet
+from cbn_deploy.models.resnet_cifar import CifarResNet
+from cbn_deploy.models.resnet_imagenet import Bottleneck, ImageNetResNet, ProjectedBasicBlock
 from cbn_deploy.norm import DualPathBatchNorm2d, NormConfig, class_groups
 
 __all__ = ["BN_SUFFIX", "MODEL_NAMES", "ArchitectureConfig", "bn_twin", "create_model"]
@@ -28,9 +29,9 @@ _CIFAR_DEPTHS = {
     "resnet110": 110,
 }
 # The kind of block, and how many in each stage.
-_IMAGENET_BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+_IMAGENET_BLOCKS: dict[str, tuple[type[ProjectedBasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (ProjectedBasicBlock, (2, 2, 2, 2)),
+    "resnet34": (ProjectedBasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),

@@ -7,39 +7,26 @@ layer is a parameter: a function from the channel count to a module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cbn_deploy.models.basic_block import BasicBlock, NormFactory
 from cbn_deploy.models.classifier import ClassifierFactory
 
-__all__ = ["CifarResNet", "NormFactory"]
-
-NormFactory = Callable[[int], nn.Module]
+__all__ = ["CifarResNet"]
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with normalisation, and a shortcut that costs no parameters."""
+class PaddedShortcut(nn.Module):
+    """Option A: every ``stride``-th pixel, with channels of zeros around; no parameters."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = norm(channels)
         self.stride = stride
         self.padding = (channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self._shortcut(x))
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self.stride == 1 and self.padding == 0:
-            return x
+        """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride), rounded up."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
 
 
@@ -72,5 +59,7 @@ class CifarResNet(nn.Module):
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int, norm: NormFactory) -> nn.Sequential:
-    first = BasicBlock(in_channels, channels, stride, norm)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1, norm) for _ in range(blocks - 1)))
+    same = stride == 1 and in_channels == channels
+    shortcut = nn.Identity() if same else PaddedShortcut(in_channels, channels, stride)
+    first = BasicBlock(in_channels, channels, stride, norm, shortcut)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1, norm, nn.Identity()) for _ in range(blocks - 1)))

@@ -14,29 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cbn_deploy.models.basic_block import BasicBlock, NormFactory
 from cbn_deploy.models.classifier import ClassifierFactory
-from cbn_deploy.models.resnet_cifar import NormFactory
 
-__all__ = ["BasicBlock", "Bottleneck", "ImageNetResNet"]
+__all__ = ["Bottleneck", "ImageNetResNet", "ProjectedBasicBlock"]
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with normalisation."""
-
-    expansion = 1
+class ProjectedBasicBlock(BasicBlock):
+    """A basic block whose shortcut is a projection where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = norm(channels)
-        self.downsample = _shortcut(in_channels, channels, stride, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride), rounded up."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+        super().__init__(in_channels, channels, stride, norm, _shortcut(in_channels, channels, stride, norm))
 
 
 class Bottleneck(nn.Module):
@@ -67,7 +55,7 @@ class ImageNetResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: type[ProjectedBasicBlock] | type[Bottleneck],
         blocks: tuple[int, int, int, int],
         num_classes: int,
         norm: NormFactory,
@@ -101,7 +89,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormFactor
 
 
 def _stage(
-    block: type[BasicBlock] | type[Bottleneck],
+    block: type[ProjectedBasicBlock] | type[Bottleneck],
     in_channels: int,
     channels: int,
     blocks: int,

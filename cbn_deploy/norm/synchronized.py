@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cbn_deploy.norm.functional import Moments, group_moments, moving_average
 from cbn_deploy.norm.layers import MixtureBatchNorm
 from cbn_deploy.norm.ranks import moments_of_all_ranks
+from cbn_deploy.norm.replace import replace_modules
 
 __all__ = ["SynchronizedBatchNorm2d", "synchronize"]
 
@@ -29,12 +30,10 @@ def synchronize(model: nn.Module) -> nn.Module:
     """
     if type(model) is nn.BatchNorm2d:
         raise ValueError("synchronize: wrap the batch norm in a module, so that it can be replaced")
-    for name, module in list(model.named_modules()):
+    for module in model.modules():
         if isinstance(module, MixtureBatchNorm):
             module.synchronized = True
-        elif type(module) is nn.BatchNorm2d:
-            model.set_submodule(name, _synchronized(module))
-    return model
+    return replace_modules(model, lambda _, module: _synchronized(module) if type(module) is nn.BatchNorm2d else None)
 
 
 def _synchronized(source: nn.BatchNorm2d) -> nn.Module:

@@ -19,6 +19,7 @@ from cbn_deploy.kernels import portable
 from cbn_deploy.models import bn_twin, create_model
 from cbn_deploy.norm import FrozenCompoundBatchNorm2d, freeze
 from cbn_deploy.norm.functional import compound_batch_norm_naive
+from cbn_deploy.norm.replace import replace_modules
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.preprocessing import normalize
 from export.limits import LIMITS
@@ -138,11 +139,10 @@ class _FormulaLayer(nn.Module):
 
 
 def _with_layers(frozen: nn.Module, formula: Callable[..., Tensor]) -> nn.Module:
-    model = copy.deepcopy(frozen)
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, FrozenCompoundBatchNorm2d):
-            model.set_submodule(name, _FormulaLayer(layer, formula).eval())
-    return model
+    def replacement(_: str, layer: nn.Module) -> nn.Module | None:
+        return _FormulaLayer(layer, formula).eval() if isinstance(layer, FrozenCompoundBatchNorm2d) else None
+
+    return replace_modules(copy.deepcopy(frozen), replacement)
 
 
 def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cbn_deploy.models import MODEL_NAMES, ArchitectureConfig, bn_twin, create_model
-from cbn_deploy.models.resnet_cifar import BasicBlock, CifarResNet
+from cbn_deploy.models.resnet_cifar import CifarResNet, PaddedShortcut
 from cbn_deploy.norm import NormConfig, split_path
 
 
@@ -41,9 +41,8 @@ def test_any_input_size(size: tuple[int, int]) -> None:
 
 
 def test_shortcut_subsamples_and_pads_channels_on_both_sides() -> None:
-    block = BasicBlock(4, 8, 2, nn.BatchNorm2d)
     x = torch.randn(1, 4, 6, 6)
-    y = block._shortcut(x)
+    y = PaddedShortcut(4, 8, 2)(x)
     assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
     assert not y[:, :2].any()
     assert not y[:, 6:].any()

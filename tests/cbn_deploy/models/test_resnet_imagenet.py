@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cbn_deploy.models import ArchitectureConfig, bn_twin, create_model
-from cbn_deploy.models.resnet_imagenet import BasicBlock, Bottleneck, ImageNetResNet
+from cbn_deploy.models.resnet_imagenet import Bottleneck, ImageNetResNet, ProjectedBasicBlock
 from cbn_deploy.norm import NormConfig, class_groups, convert_batchnorm, freeze, split_path
 from tests.reference.tolerances import tolerance
 
@@ -72,9 +72,11 @@ def test_stages_halve_the_size_and_double_the_channels(name: str, expansion: int
     assert shapes == [(64, 32, 48), *((expansion * channels, *size) for channels, *size in stages)]
 
 
-@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("block", [ProjectedBasicBlock, Bottleneck])
 @pytest.mark.parametrize("size", [(16, 16), (33, 64)])
-def test_any_input_size_on_both_paths(size: tuple[int, int], block: type[BasicBlock] | type[Bottleneck]) -> None:
+def test_any_input_size_on_both_paths(
+    size: tuple[int, int], block: type[ProjectedBasicBlock] | type[Bottleneck]
+) -> None:
     norm = NormConfig(components=2)
     model = ImageNetResNet(block, (1, 1, 1, 1), 7, lambda channels: _dual_path(channels, norm))
     x = torch.randn(2, 3, *size)
