@@ -28,6 +28,7 @@ from torch import nn
 
 from cbn_deploy.errors import DataError, ParityError
 from cbn_deploy.norm import CompoundBatchNorm2d, DualPathBatchNorm2d, MixtureBatchNorm
+from cbn_deploy.norm.replace import replace_modules
 from cbn_deploy.norm.statistics import TAU_FLOOR, MixtureStatistics
 from export.inputs import EXTREMES, ParityInputs
 from export.limits import LIMITS
@@ -126,7 +127,8 @@ def _largest_claims(model: nn.Module, inputs: ParityInputs) -> dict[str, torch.T
 
     hooks = [
         layer.register_forward_pre_hook(lambda layer, arguments, name=name: record(name, layer, arguments[0]))
-        for name, layer in _layers(model)
+        for name, layer in model.named_modules()
+        if isinstance(layer, CompoundBatchNorm2d | DualPathBatchNorm2d)
     ]
     try:
         for start in range(0, inputs.real_count, _BATCH):
@@ -141,8 +143,11 @@ def _largest_claims(model: nn.Module, inputs: ParityInputs) -> dict[str, torch.T
 def _without_dead(
     model: nn.Module, claims: Mapping[str, torch.Tensor], threshold: float
 ) -> tuple[nn.Module, tuple[LayerPruning, ...]]:
-    pruned, layers = copy.deepcopy(model), []
-    for name, layer in _layers(pruned):
+    layers: list[LayerPruning] = []
+
+    def smaller(name: str, layer: nn.Module) -> nn.Module | None:
+        if not isinstance(layer, CompoundBatchNorm2d | DualPathBatchNorm2d):
+            return None
         tau = layer.running_tau / layer.running_tau.sum()
         light = tau <= threshold
         light[tau.argmax()] = False
@@ -150,17 +155,9 @@ def _without_dead(
         claimed = light & (claims.get(name, torch.zeros_like(tau)) > LIMITS["claim"].value)
         keep = ~light | claimed
         layers.append(LayerPruning(layer=name, components=len(tau), kept=int(keep.sum()), claimed=int(claimed.sum())))
-        if not bool(keep.all()):
-            pruned.set_submodule(name, _without(layer, keep))
-    return pruned, tuple(layers)
+        return None if bool(keep.all()) else _without(layer, keep)
 
-
-def _layers(model: nn.Module) -> list[tuple[str, CompoundBatchNorm2d | DualPathBatchNorm2d]]:
-    return [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, CompoundBatchNorm2d | DualPathBatchNorm2d)
-    ]
+    return replace_modules(copy.deepcopy(model), smaller), tuple(layers)
 
 
 @torch.no_grad()

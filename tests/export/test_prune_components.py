@@ -219,6 +219,15 @@ def test_the_heaviest_component_stays_whatever_the_threshold() -> None:
     torch.testing.assert_close(pruned[0].running_mean, layer.running_mean[[2]])
 
 
+def test_a_layer_in_two_places_is_pruned_in_both() -> None:
+    layer = CompoundBatchNorm2d(3, NormConfig(components=4))
+    layer.running_tau = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    pruned, report = prune_components(network(nn.Sequential(layer, nn.ReLU(), layer)), inputs(), 0.0)
+    assert report.layers == (LayerPruning(layer="0.0", components=4, kept=3, claimed=0),)
+    assert pruned[0][0] is pruned[0][2]
+    assert len(pruned[0][0].running_tau) == 3
+
+
 def test_impossible_arguments_are_refused() -> None:
     model = network(CompoundBatchNorm2d(3))
     for threshold in (-0.1, 1.0):
