@@ -27,9 +27,9 @@ LIMITS: dict[str, Limit] = {
     ),
     "rounding": Limit(
         4.0,
-        "times what float32 itself costs eager PyTorch (against float64, worst of all extremes), on extremes only and "
-        "only where that is more than the limit on logits: far from any image a deep network amplifies rounding; real "
-        "images get no such allowance",
+        "times what float32 itself costs eager PyTorch (against float64, worst of all extremes), only where that is "
+        "more than the limit on logits: far from any image a deep network amplifies rounding; real images get the same "
+        "allowance, by their own worst, with --allow-rounding alone",
     ),
     "claim": Limit(
         1e-3,

@@ -31,6 +31,7 @@ class LogitComparison:
             for it to run.
         eager32: (n, K) by the checkpoint in float32.
         eager64: (n, K) by the checkpoint in float64.
+        allow_rounding: widen the limit of real images, too, by what the network makes of float32.
     """
 
     kinds: Kinds
@@ -40,6 +41,7 @@ class LogitComparison:
     fused: Array | None = None
     eager32: Array
     eager64: Array
+    allow_rounding: bool = False
 
     @property
     def finite(self) -> Mask:
@@ -61,9 +63,11 @@ class LogitComparison:
 
     def limits(self) -> Array:
         """(n,) each input's limit by :data:`export.limits.LIMITS`; NaN where the checkpoint is not finite."""
-        strict = LIMITS["logits"].value
-        extremes = max(strict, LIMITS["rounding"].value * self.rounding(~self.real))
-        return np.where(self.finite, self._size() * np.where(self.real, strict, extremes), np.nan)
+        real = self._widened(self.real) if self.allow_rounding else LIMITS["logits"].value
+        return np.where(self.finite, self._size() * np.where(self.real, real, self._widened(~self.real)), np.nan)
+
+    def _widened(self, group: Mask) -> float:
+        return max(LIMITS["logits"].value, LIMITS["rounding"].value * self.rounding(group))
 
     def _size(self) -> Array:
         size: Array = np.maximum(1.0, np.abs(self.eager64).max(1))

@@ -68,8 +68,8 @@ class ParityReport:
             max(1, largest |logit|): what the network itself makes of float32.
         eager_rounding_extremes: the same on extremes; above a quarter of the limit on logits it widens theirs.
         overflows: extremes on which eager float32 itself is not finite; they are not compared.
-        logits_judged: whether the limit on logits was enforced; not for a network that amplifies float32's own rounding
-            beyond it, exported with ``allow_rounding``.
+        rounding_allowed: whether the limit on the logits of real images was widened, too: for a network that amplifies
+            float32's own rounding towards it, exported with ``allow_rounding``.
         logits: one row a reference and group.
         ops: one row a node of the op.
         limits: name -> value of export/limits.py.
@@ -85,7 +85,7 @@ class ParityReport:
     eager_rounding_real: float
     eager_rounding_extremes: float
     overflows: int
-    logits_judged: bool
+    rounding_allowed: bool
     logits: tuple[LogitParity, ...]
     ops: tuple[OpParity, ...]
     limits: dict[str, float]

@@ -56,7 +56,7 @@ class ExportOptions:
         inputs: how many inputs the parity gate uses; ``None``: 256, and down to 64 for larger images
             (:func:`export.inputs.default_count`).
         allow_rounding: export a network that amplifies float32's own rounding beyond the limit on logits, if every node
-            keeps its limit.
+            keeps its limit and the logits a multiple of that rounding (:data:`export.limits.LIMITS`).
         prune_threshold: leave out the components whose prior is at or below this and which no pixel of a real image
             claims (:mod:`export.prune_components`); ``None``: keep all.
     """

@@ -142,44 +142,45 @@ def comparison(exported: np.ndarray, eager32: np.ndarray, eager64: np.ndarray, k
     )
 
 
+class Amplifier(nn.Module):
+    """Adds to float32's and float64's answers what rounding would have become in a chaotic network."""
+
+    def __init__(self, network: nn.Module, single: float, double: float) -> None:
+        super().__init__()
+        self.network, self.factors = network, {torch.float32: single, torch.float64: double}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x)
+        return logits * self.factors[x.dtype]
+
+
 @pytest.mark.parametrize(("single", "double"), [(1.001, 1.0), (1.00005, 1.00012)], ids=["beyond", "close to"])
 def test_a_network_that_amplifies_rounding_is_told_apart(
     model: nn.Module, proto: onnx.ModelProto, inputs: ParityInputs, single: float, double: float
 ) -> None:
     """Its float32 errs beyond the limit, or so close to it that the file's rounding and its own together pass it."""
-
-    class Amplifier(nn.Module):
-        """Adds to float32's answers what rounding would have become in a chaotic network."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = model
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.network(x)
-            return logits * (double if x.dtype == torch.float64 else single)
-
+    amplifier = Amplifier(model, single, double)
     with pytest.raises(ParityError, match=r"network amplifies rounding.*--allow-rounding"):
-        check_parity(Amplifier(), proto, [], inputs)
-    assert not check_parity(Amplifier(), proto, [], inputs, allow_rounding=True).logits_judged
+        check_parity(amplifier, proto, [], inputs)
+    assert check_parity(amplifier, proto, [], inputs, allow_rounding=True).rounding_allowed
+
+
+def test_allow_rounding_allows_no_more_than_rounding(
+    model: nn.Module, proto: onnx.ModelProto, inputs: ParityInputs
+) -> None:
+    """A wrong table, which only the logits can show, in the file of a network that amplifies."""
+    (mean,) = [tensor for tensor in proto.graph.initializer if tensor.name == "layer2.1.bn1.mean"]
+    mean.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(mean) + np.float32(0.1), mean.name))
+    wrong = find_sites(ir.serde.deserialize_model(proto))
+    with pytest.raises(ParityError, match="exported logits differ"):
+        check_parity(Amplifier(model, 1.001, 1.0), proto, wrong, inputs, allow_rounding=True)
 
 
 def test_allow_rounding_loosens_nothing_for_a_network_that_does_not_amplify(
     model: nn.Module, proto: onnx.ModelProto, inputs: ParityInputs
 ) -> None:
-    class Other(nn.Module):
-        """Answers that no rounding explains."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = model
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.network(x)
-            return logits * 1.001
-
     with pytest.raises(ParityError, match="exported logits differ"):
-        check_parity(Other(), proto, [], inputs, allow_rounding=True)
+        check_parity(Amplifier(model, 1.001, 1.001), proto, [], inputs, allow_rounding=True)
 
 
 class TestLogitComparison:
@@ -187,11 +188,13 @@ class TestLogitComparison:
         exact = np.array([[0.5, -0.2], [40.0, -3.0]])
         np.testing.assert_allclose(comparison(exact, exact, exact).limits(), [1e-4, 40e-4])
 
-    def test_eager_s_own_rounding_widens_the_limit_of_extremes_only(self) -> None:
+    def test_eager_s_own_rounding_widens_the_limit_of_extremes_and_of_images_if_asked(self) -> None:
         exact = np.array([[0.5, -0.2], [0.4, 0.1]])
         rough = exact + np.array([[1e-3, 0.0], [0.0, 0.0]])
         np.testing.assert_allclose(comparison(exact, rough, exact, "white").limits(), 4e-3)
-        np.testing.assert_allclose(comparison(exact, rough, exact).limits(), 1e-4)
+        real = comparison(exact, rough, exact)
+        np.testing.assert_allclose(real.limits(), 1e-4)
+        np.testing.assert_allclose(dataclasses.replace(real, allow_rounding=True).limits(), 4e-3)
 
     def test_native_kernels_are_judged_like_the_portable_body(self) -> None:
         exact = np.array([[0.5, -0.2], [0.4, 0.1]])
