@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbn_deploy.errors import DataError, ImageError
+from cbn_deploy.prediction.image_names import image_names
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import ALLOWED_FORMATS, decode_image, normalize, resize
+from cbn_deploy.runtime.preprocessing import decode_image, normalize, resize
 
 __all__ = ["EXTREMES", "REAL", "ParityInputs", "default_count", "image_files", "read_images"]
 
 REAL = "real image"
-_SUFFIXES = {".jpg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)}
 
 # Inputs for images of up to 64 x 64 pixels, and the fewest for larger ones: a ResNet-50 at 224 x 224 takes seconds an
 # input, in float32, in float64 and with every activation looked at.
@@ -175,14 +175,14 @@ def read_images(folder: Path, preprocessing: Preprocessing, limit: int) -> Pixel
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every image file under ``folder``, sorted, at least one.
+    """Every image file under ``folder``, sorted, at least one; hidden ones are passed over, as in training.
 
     Raises:
-        DataError: the folder does not exist or holds no image.
+        DataError: the folder does not exist, cannot be read or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder of images.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    paths = sorted(folder / name for name in image_names(folder))
     if not paths:
         raise DataError(f"{folder} holds no JPEG, PNG, WebP or BMP file; give a folder of images.")
     return paths

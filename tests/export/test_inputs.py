@@ -83,6 +83,7 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         Image.fromarray(REAL_PIXELS[index]).save(folder / f"{index}.png")
     (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "class0" / "._0.png").write_bytes(b"what macOS leaves beside a file")
     pixels = read_images(tmp_path, PREPROCESSING, limit=3)
     assert pixels.shape == (3, 12, 9, 3)
     np.testing.assert_array_equal(pixels[0], REAL_PIXELS[0])
