@@ -19,10 +19,6 @@ from cbn_deploy.kernels.triton.split_launch import LARGEST_IMAGE
 __all__ = ["STORED_TYPES", "compound_batch_norm", "split_passes", "takes_tables", "training_passes", "training_tables"]
 
 STORED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Off, the split path runs in plain torch operations: what a benchmark compares with.
-_split_in_triton = True
-# Off, the tables of a training step are made in plain torch operations: what a benchmark compares with.
-_tables_in_triton = True
 
 
 def compound_batch_norm(
@@ -64,9 +60,9 @@ def training_passes(x: Tensor, components: int) -> ModuleType | None:
 def training_tables() -> ModuleType | None:
     """The steps of a training batch whose tables have kernels of their own, where :func:`training_passes` are Triton's.
 
-    ``None`` where tables are made in plain torch operations.
+    ``None`` where Triton is not installed.
     """
-    modules = _triton_modules() if _tables_in_triton else None
+    modules = _triton_modules()
     return None if modules is None else modules.training_tables
 
 
@@ -77,9 +73,7 @@ def takes_tables(*tables: Tensor) -> bool:
 
 def split_passes(x: Tensor, components: int = 1) -> ModuleType | None:
     """The split path's passes for such a tensor (B, D, *spatial), or ``None`` where they have to be portable."""
-    if not _split_in_triton or training_passes(x, components) is None:
-        return None
-    if math.prod(x.shape[1:]) > LARGEST_IMAGE:
+    if training_passes(x, components) is None or math.prod(x.shape[1:]) > LARGEST_IMAGE:
         return None
     modules = _triton_modules()
     return None if modules is None else modules.split

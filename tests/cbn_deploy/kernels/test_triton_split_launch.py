@@ -48,8 +48,6 @@ def everything_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("everything_for_triton")
-def test_triton_is_given_what_it_can_number_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_is_given_what_it_can_number() -> None:
     assert cuda.split_passes(torch.empty(1, 2, 3)) is not None
     assert cuda.split_passes(torch.empty(1, 2, 2**30, device="meta")) is None
-    monkeypatch.setattr(cuda, "_split_in_triton", False)
-    assert cuda.split_passes(torch.empty(1, 2, 3)) is None

@@ -309,7 +309,7 @@ def test_layers_train_as_with_plain_tables(
     # As on CUDA.
     launched = []
     monkeypatch.setattr(cuda, "training_passes", lambda *_: training)
-    monkeypatch.setattr(cuda, "_split_in_triton", False)
+    monkeypatch.setattr(cuda, "split_passes", lambda *_: None)
     monkeypatch.setattr(cuda, "takes_tables", lambda *_: True)
     monkeypatch.setattr(layers, "readable", dense)
     learned = training_tables.learned
@@ -324,9 +324,3 @@ def test_layers_train_as_with_plain_tables(
         torch.testing.assert_close(
             actual, expected, rtol=row["rtol"], atol=row["atol"] * size, equal_nan=True, check_dtype=True
         )
-
-
-def test_the_tables_can_be_made_in_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cuda.training_tables() is training_tables
-    monkeypatch.setattr(cuda, "_tables_in_triton", False)
-    assert cuda.training_tables() is None
