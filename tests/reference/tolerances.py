@@ -1,4 +1,7 @@
-"""Every numeric tolerance of the tests, with its reason. Relative first, absolute second, as numpy's ``allclose``."""
+"""The tolerances of comparisons with a reference, with their reasons; relative first, absolute second (``allclose``).
+
+A number at an assertion itself is either float64's rounding or says there what it is.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,12 @@ TOLERANCES: dict[str, Tolerance] = {
     "float32 training": Tolerance(
         1e-4, 1e-4, "'float32 layer', with sums over all pixels; relative to the largest gradient above 1"
     ),
+    "layer float16": Tolerance(2e-3, 2e-3, "a frozen layer's result near 1: four roundings to float16, 2^-11 each"),
+    "layer bfloat16": Tolerance(1e-2, 1e-2, "the same in bfloat16: two to three roundings of 2^-8"),
+    "graph float16": Tolerance(2e-3, 5e-3, "an op, a sum and an activation, each rounded to 2^-11, of values up to 3"),
+    "float32 batch norm gradient": Tolerance(
+        1e-4, 1e-4, "'float32 batch norm', through a square and statistics whose parts nearly cancel"
+    ),
     "float32 batch norm": Tolerance(1e-5, 5e-6, "M = 1 in float32 against torch's own kernel: two orders of summation"),
     "float32 offset": Tolerance(1e-3, 1e-3, "inputs near 1e4 carry an input rounding of 6e-4 before any arithmetic"),
     "two float32 runs": Tolerance(
@@ -45,6 +54,9 @@ TOLERANCES: dict[str, Tolerance] = {
     ),
     "converted network": Tolerance(
         1e-4, 1e-4, "float32 through 53 layers of up to 2048 channels, M equal components instead of one batch norm"
+    ),
+    "two paths of a network": Tolerance(
+        1e-3, 1e-3, "float32 through all layers of a network twice, once by statistics of M groups that are equal"
     ),
     "loss": Tolerance(1e-6, 1e-6, "the class prior is kept in float32, the rest is float64"),
     "class table": Tolerance(1e-6, 0.0, "one number a class in float32, made in float64"),

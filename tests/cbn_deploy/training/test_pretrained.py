@@ -9,6 +9,7 @@ from cbn_deploy.errors import CheckpointError
 from cbn_deploy.models import ArchitectureConfig, create_model
 from cbn_deploy.norm import NormConfig, split_path
 from cbn_deploy.training.pretrained import load_pretrained
+from tests.reference.tolerances import tolerance
 
 CLASSES = 6
 
@@ -65,7 +66,7 @@ def test_the_features_are_those_of_the_file_and_the_classifier_is_new(norm, sour
     fresh = {name: p.clone() for name, p in model.named_parameters() if name.startswith(("linear", "fc"))}
     assert fresh
     load_pretrained(model, architecture, weights)
-    torch.testing.assert_close(features(model, images), features(source, images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features(model, images), features(source, images), **tolerance("converted network"))
     for name, parameter in model.named_parameters():
         if name in fresh:
             assert torch.equal(parameter, fresh[name])
@@ -87,7 +88,7 @@ def test_a_split_path_of_its_own_starts_from_the_file_too(source, weights, image
         split = model(images)
     with torch.no_grad():
         compound = model(images)
-    torch.testing.assert_close(split, compound, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(split, compound, **tolerance("two paths of a network"))
 
 
 def test_a_batch_norm_model_takes_the_file_as_it_is(source, weights, images):
@@ -103,7 +104,7 @@ def test_wrapped_and_prefixed_files_and_files_without_counters_are_read(source, 
     architecture, model = made(NormConfig(initialization="first_batch"))
     load_pretrained(model, architecture, path)
     expected = features(source, images)
-    torch.testing.assert_close(features(model, images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features(model, images), expected, **tolerance("converted network"))
     before = model.bn1.running_mean.clone()
     model.train()(images)
     # Carried statistics move by the momentum; "first_batch" would have replaced them.

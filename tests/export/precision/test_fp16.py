@@ -22,7 +22,7 @@ from tests.export.conftest import FEW
 from tests.export.graphs import graph, op_types, run
 from tests.export.op_cases import Case, op_model, random_case, run_onnxruntime
 from tests.export.precision.conftest import PREPROCESSING
-from tests.reference.tolerances import TOLERANCES
+from tests.reference.tolerances import TOLERANCES, tolerance
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 BODY = "y = cbn.CompoundBatchNormalization (x, {a}) s = Add (y, r) out = Relu (s)"
@@ -111,7 +111,7 @@ def test_the_pass_casts_at_both_ends_only() -> None:
     assert op_types(model) == ["Cast", "Cast", "CompoundBatchNormalization", "Add", "Relu", "Cast"]
     assert [value.name for value in model.graph.outputs] == ["out"]
     (found,), (expected,) = run(model), before
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=5e-3)
+    np.testing.assert_allclose(found, expected, **tolerance("graph float16"))
 
 
 def test_a_posterior_stays_float32() -> None:
