@@ -18,7 +18,8 @@ yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
-NOT_APPLIED = {"kustomization.yaml", "prometheus-adapter.yaml"}
+NO_MANIFEST = {"kustomization.yaml", "prometheus-adapter.yaml"}
+NOT_APPLIED = NO_MANIFEST | {"model-loader.yaml"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def pod_server(container: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
     server.stop()
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml") if path.name not in NOT_APPLIED))
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml") if path.name not in NO_MANIFEST))
 def test_kubernetes_own_schema_accepts_it(name: str) -> None:
     """Strict: a field that Kubernetes does not know is an error."""
     schema = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
@@ -121,6 +122,17 @@ def test_the_user_is_the_images_own(deployment: dict[str, Any], container: dict[
         "capabilities": {"drop": ["ALL"]},
     }
     assert all(mount["readOnly"] for mount in container["volumeMounts"])
+
+
+def test_the_loader_writes_where_the_servers_read(deployment: dict[str, Any], container: dict[str, Any]) -> None:
+    loader = read("model-loader")["spec"]
+    (only,) = loader["containers"]
+    claim = read("persistentvolumeclaim")
+    assert loader["volumes"][0]["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+    assert only["volumeMounts"] == [{"name": "models", "mountPath": container["volumeMounts"][0]["mountPath"]}]
+    servers = deployment["spec"]["template"]["spec"]["securityContext"]
+    assert loader["securityContext"]["runAsUser"] == servers["runAsUser"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
 def test_the_probes_ask_what_the_server_answers(container: dict[str, Any], pod_server: Server) -> None:
