@@ -1,8 +1,8 @@
 """Full-length trainings on a GPU, many at once: rows of the paper's Table 2, or photographs as a folder per class.
 
-    python benchmarks/gpu_training.py --data DIR --study table2 --rows baseline cbn cbn-sbn-dpl --seeds 3
-    python benchmarks/gpu_training.py --data DIR --study recipe --rows BN CBN --seeds 5
-    python benchmarks/gpu_training.py --table table2
+    python benchmarks/gpu_training.py --data DIR --study table2 --rows baseline cbn cbn-sbn-dpl --seeds 0 1 2
+    python benchmarks/gpu_training.py --data DIR --study recipe --rows BN CBN --seeds 0 1 2 3 4
+    python benchmarks/gpu_training.py --study table2 --table
 
 `table2` is `cbn-train cifar10-lt/rho100/ROW` (or another `--experiment`) but for what `--set` changes; other studies
 are those of `photo_folders.py`. After `--seconds` the run stops at the end of an epoch, and the same command goes on
@@ -64,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--study", choices=["table2", *photo_folders.STUDIES], default="table2")
     parser.add_argument("--experiment", default="cifar10-lt/rho100", help="of table2 (default cifar10-lt/rho100)")
     parser.add_argument("--rows", nargs="+", default=["baseline", "cbn", "cbn-sbn-dpl"], help="recipes, or variants")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the seeds themselves")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for cbn-train")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after this long")
     parser.add_argument("--evaluate-every", type=int, default=20, metavar="EPOCHS")
