@@ -17,7 +17,6 @@ import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
 
 __all__ = [
     "Moments",
-    "batch_moments",
     "compound_batch_norm_naive",
     "gaussian_log_density",
     "group_moments",
@@ -38,14 +37,6 @@ class Moments(NamedTuple):
     mass: Tensor
     mean: Tensor
     var: Tensor
-
-
-def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. (1) and (2): per-channel mean and biased variance over all pixels, (D,) each."""
-    dims = [0, *range(2, x.ndim)]
-    mean = x.mean(dims)
-    var = x.var(dims, correction=0)
-    return mean, var
 
 
 def moving_average(old: Tensor, new: Tensor, momentum: float) -> Tensor:

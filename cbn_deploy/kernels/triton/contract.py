@@ -107,13 +107,6 @@ class LaunchContract:
         """The kernel takes up to this many channels; exactly this many if ``spec.launch.full``."""
         return self.spec.launch.chunks * self.spec.launch.block_channels
 
-    def accepts(self, channels: int, pixels: int) -> bool:
-        """Whether a layer of this shape may be given to the kernel."""
-        launch = self.spec.launch
-        contiguous = channels if self.spec.channels_last else pixels
-        fits = channels == self.most_channels if launch.full else channels <= self.most_channels
-        return fits and contiguous % launch.vector == 0
-
     def to_json(self) -> str:
         """As JSON; :meth:`from_json` reads it. ``parameters`` and ``most_channels`` are written for other readers."""
         derived = {"parameters": [asdict(p) for p in self.spec.parameters], "most_channels": self.most_channels}

@@ -49,8 +49,7 @@ def test_the_ptx_is_what_the_contract_says(layer: str, dtype: DataType, channels
     assert f".version {contract.ptx_version}" in ptx
     assert contract.shared_bytes <= 48 * 1024  # more would have to be asked for before the launch
     assert (".shared" in ptx) == (contract.shared_bytes > 0)
-    assert contract.accepts(shape["channels"], shape["pixels"])
-    assert not contract.accepts(contract.most_channels + 1, shape["pixels"])
+    assert contract.most_channels >= shape["channels"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
