@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from cbn_deploy.errors import CbnError, SettingsError
+from cbn_deploy.errors import CbnError, ModelFileError, SettingsError
 from serving.errors import ApiError
 from serving.inference import InferencePool
 from serving.models.files import ModelFile, find_files
@@ -31,6 +31,8 @@ __all__ = ["ModelRegistry"]
 
 Key = tuple[str, int]
 
+# Of an error that is none of ours, for clients.
+_REASON_CHARACTERS = 200
 _GONE = "Its file is gone; the copy in memory goes on answering."
 
 log = logging.getLogger("serving.models")
@@ -265,7 +267,20 @@ class ModelRegistry:
             self._adopt(file, model)
 
     def _load(self, file: ModelFile) -> ServedModel:
-        return load_model(file, self._settings, self._pool, self._on_batch)
+        """A model that can answer.
+
+        Raises:
+            CbnError: the file cannot be served.
+        """
+        try:
+            return load_model(file, self._settings, self._pool, self._on_batch)
+        except CbnError:
+            raise
+        except Exception as error:  # a file that nobody has thought of must not keep the others from being loaded
+            fields = {"model": file.name, "version": str(file.version)}
+            log.exception("a model file was not expected", extra={"fields": fields})
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+            raise ModelFileError(f"{file.path} cannot be loaded ({reason}); export it again.") from error
 
     def _adopt(self, file: ModelFile, model: ServedModel) -> None:
         key = (file.name, file.version)
