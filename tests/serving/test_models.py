@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from serving.models import ModelRegistry
 from serving.models.files import ModelFile
 from serving.models.loading import load_model
 from serving.settings import load_settings
-from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe
+from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe, spin_for
 
 Start = Callable[..., ModelRegistry]
 
@@ -281,6 +283,38 @@ def test_readiness_asks_for_what_was_there_at_the_start(repository: Path, start:
 def test_a_model_that_is_named_must_load(start: Start, tmp_path: Path, repository: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         start(models=[str(tmp_path / "absent.onnx")])
+
+
+def test_a_load_that_does_not_end_holds_up_neither_unloading_nor_the_end(
+    repository: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(repository / "a.onnx")
+    put(repository / "b.onnx")
+    registry = start(timeout=0.01)
+    put_bytes(repository / "a.onnx", colour_model(spin=spin_for(0.05)).SerializeToString())
+    registry.refresh()  # the next one finds it settled
+    load = threading.Thread(target=registry.refresh)
+    load.start()
+    while not registry._loading.locked():
+        time.sleep(0.001)
+    assert "still being loaded" in refused(lambda: asyncio.run(registry.load("b")), 503)
+    asyncio.run(registry.unload("a"))
+    assert states(registry) == {"a 1": "UNAVAILABLE", "b 1": "READY"}
+    assert load.is_alive()
+    load.join()
+    assert states(registry) == {"a 1": "UNAVAILABLE", "b 1": "READY"}, "unloaded is unloaded"
+
+    put_bytes(repository / "b.onnx", colour_model(spin=spin_for(0.05)).SerializeToString())
+    registry.refresh()
+    load = threading.Thread(target=registry.refresh)
+    load.start()
+    while not registry._loading.locked():
+        time.sleep(0.001)
+    registry.close()
+    assert load.is_alive()
+    load.join()
+    assert states(registry) == {}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.fixture
