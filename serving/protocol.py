@@ -1,25 +1,30 @@
-"""HTTP/1.1 on a connection, with bounds in time and size for the head of a request, which uvicorn does not have."""
+"""HTTP/1.1 on a connection, with bounds that uvicorn does not have: for the head of a request, and for connections."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import httptools
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.errors import error_response
 
-__all__ = ["BoundedHeadProtocol", "bounded_head_protocol"]
+__all__ = ["SPARE_CONNECTIONS", "BoundedHeadProtocol", "bounded_head_protocol"]
+
+# Beyond the limit, to be told so; those beyond these are closed at once.
+SPARE_CONNECTIONS = 32
+
+log = logging.getLogger("serving")
 
 
-def bounded_head_protocol(seconds: float, max_bytes: int) -> type[BoundedHeadProtocol]:
+def bounded_head_protocol(seconds: float, max_bytes: int, connections: int) -> type[BoundedHeadProtocol]:
     """:class:`BoundedHeadProtocol` with these bounds."""
 
     class Bounded(BoundedHeadProtocol):
-        head_seconds, max_head_bytes = seconds, max_bytes
+        head_seconds, max_head_bytes, max_connections = seconds, max_bytes, connections
 
     return Bounded
 
@@ -33,22 +38,34 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     An offer to upgrade to another protocol, as ``curl --http2`` makes it, is ignored; the parser alone would stop there
     and drop the body.
 
+    A connection that makes more than ``max_connections`` gets a 503 for its request. uvicorn, which has a limit too,
+    would give that to all while there are so many, and never close one that sends no whole head.
+
     A client that takes nothing of its answer for ``stalled_seconds`` is cut off: closing would wait for it to read, and
     keep the answer in memory as long. (Behind TLS it is the closing handshake that ends in time.)
     """
 
     head_seconds: float
     max_head_bytes: int
+    max_connections: int
     stalled_seconds = 30.0
     _deadline: asyncio.TimerHandle | None = None
     _look: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _is_spare = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client has connected."""
         super().connection_made(transport)
-        self._restart_deadline()
+        beyond = len(self.connections) - self.max_connections
+        self._is_spare = beyond > 0
+        if self._is_spare:
+            log.warning("too many connections", extra={"fields": {"max_connections": self.max_connections}})
+        if beyond > SPARE_CONNECTIONS:
+            transport.abort()
+        else:
+            self._restart_deadline()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived. The parser reports a name or value only when it ends, so what arrives is counted."""
@@ -115,8 +132,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """uvicorn's refusal of connections that are too many is plain text and names no time."""
-        answering: Any = _refuse if app is service_unavailable else app
+        answering: Any = _refuse if self._is_spare else app
         super()._start_asgi_task(cycle, answering)
 
     def _parse(self, data: memoryview) -> memoryview:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from cbn_deploy.runtime.description import Preprocessing
+from serving.protocol import SPARE_CONNECTIONS
 from tests.onnx_models import colour_model, describe, write_colour_model
 from tests.serving.files import BLUE, RED, colour
 from tests.serving.server import PROGRAM, ROOT, Server
@@ -270,6 +271,40 @@ def test_too_many_connections_are_told_so(start_server: Callable[..., Server], c
     deadline = time.monotonic() + PATIENCE
     while server.client.get("/v2").status_code != 200:
         assert time.monotonic() < deadline
+    # Those that were there before the others came are served on, and the others do not add up.
+    wait_until(lambda: open_connections(server) == 1)
+    before = connect(server)
+    crowd = [connect(server) for _ in range(4 + SPARE_CONNECTIONS + 20)]
+    for connection in crowd:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Endless: ")
+    assert all_until_closed(crowd[-1]) == b""  # not after the ten seconds that a head may take
+    before.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, metrics = answer(before)
+    assert status == 200
+    assert f"cbn_connections {4 + SPARE_CONNECTIONS}.0" in metrics.decode()
+    for connection in (before, *crowd):
+        connection.close()
+    assert any(entry["message"] == "too many connections" for entry in server.whole_log())
+
+
+def test_no_more_connections_than_the_process_may_open_files(
+    start_server: Callable[..., Server], colours_path: Path
+) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))"
+    server = start_server(colours_path, "--threads", 1, prelude=limited.format(150, 150))
+    (warning,) = [entry for entry in server.log if entry["level"] == "warning"]
+    assert "open files" in warning["message"]
+    possible = warning["max_connections"]
+    assert f"cbn_connections_limit {possible}.0" in server.client.get("/metrics").text
+    crowd = [connect(server) for _ in range(200)]
+    assert server.client.get("/healthz").status_code == 200
+    assert all_until_closed(crowd[-1]) == b""
+    for connection in crowd:
+        connection.close()
+    raised = start_server(colours_path, "--threads", 1, "--max-connections", 200, prelude=limited.format(150, 400))
+    assert not [entry for entry in raised.log if entry["level"] == "warning"]
+    assert "process_max_fds 296.0" in raised.client.get("/metrics").text
 
 
 def test_a_head_that_never_ends_is_cut(patient_server: Server) -> None:
