@@ -170,6 +170,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def _look_later(self, unsent: int) -> None:
         """Look whether the client has taken any of the ``unsent`` bytes."""
+        self._stop_looking()
         if unsent:
             self._look = self.loop.call_later(self.stalled_seconds, self._cut_off_if_stalled, unsent)
 
