@@ -12,6 +12,7 @@ import typer
 
 from cbn_deploy.cli import run_cli
 from serving.config_file import to_toml
+from serving.daemon_threads import ending_the_process
 from serving.logs import configure_logging
 from serving.settings import ENV_PREFIX, ServingSettings, load_settings, unknown_variables
 from serving.signals import exit_on_sigterm
@@ -116,7 +117,8 @@ def main() -> None:
     """Entry point of ``cbn-serve``."""
     configure_logging()
     exit_on_sigterm()
-    run_cli(app)
+    with ending_the_process():
+        run_cli(app)
 
 
 def _as_config(settings: ServingSettings, given: Mapping[str, object]) -> str:

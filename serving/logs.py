@@ -22,6 +22,7 @@ _WINDOW_SECONDS = 10.0
 
 _TOGETHER_SECONDS = 0.05
 _ATOMIC_BYTES = 4096
+_LEAST_TRACEBACK = 256
 
 _encode = json.JSONEncoder(default=str).encode
 
@@ -39,9 +40,25 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        line = _line(entry)
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
-        return _ascii(entry).replace("\x7f", "\\u007f")  # JSON leaves DEL as it is
+            line = _with_traceback(entry, self.formatException(record.exc_info), _ATOMIC_BYTES - len(line))
+        return line
+
+
+def _with_traceback(entry: dict[str, Any], text: str, room: int) -> str:
+    """``entry`` with as much of the traceback as there is ``room`` for: the error at its end, and how it began."""
+    kept = max(room, _LEAST_TRACEBACK)
+    while True:
+        cut = text if len(text) <= kept else f"{text[: kept // 4]}\n[...]\n{text[-(kept - kept // 4) :]}"
+        line = _line({**entry, "traceback": cut})
+        if len(line) < _ATOMIC_BYTES or kept <= _LEAST_TRACEBACK:
+            return line
+        kept = max(kept * 9 // 10, _LEAST_TRACEBACK)  # what is escaped takes more characters
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return _ascii(entry).replace("\x7f", "\\u007f")  # JSON leaves DEL as it is
 
 
 def _ascii(entry: dict[str, Any]) -> str:

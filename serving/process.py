@@ -11,6 +11,7 @@ from prometheus_client import disable_created_metrics
 from serving.app import create_app
 from serving.draining import DrainingServer
 from serving.listener import announce, bind, listen
+from serving.open_files import within_open_files
 from serving.protocol import bounded_head_protocol
 from serving.services import Services
 from serving.settings import ServingSettings
@@ -30,6 +31,7 @@ def serve_alone(settings: ServingSettings) -> None:
         CbnError: a setting, file or model that cannot work.
     """
     without_created_series()
+    settings = within_open_files(settings)
     tls = tls_files(settings)
     application = create_app(settings)
     services: Services = application.state.services
@@ -63,12 +65,11 @@ def uvicorn_config(application: FastAPI, settings: ServingSettings, tls: TlsFile
     """uvicorn as ``settings`` want it, loaded."""
     config = uvicorn.Config(
         application,
-        http=bounded_head_protocol(settings.upload_timeout, _MAX_HEADER_BYTES),
+        http=bounded_head_protocol(settings.upload_timeout, _MAX_HEADER_BYTES, settings.max_connections),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=settings.drain_timeout,
         ssl_certfile=tls.cert if tls else None,

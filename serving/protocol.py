@@ -1,25 +1,30 @@
-"""HTTP/1.1 on a connection, with bounds in time and size for the head of a request, which uvicorn does not have."""
+"""HTTP/1.1 on a connection, with bounds that uvicorn does not have: for the head of a request, and for connections."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import httptools
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.errors import error_response
 
-__all__ = ["BoundedHeadProtocol", "bounded_head_protocol"]
+__all__ = ["SPARE_CONNECTIONS", "BoundedHeadProtocol", "bounded_head_protocol"]
+
+# Beyond the limit, to be told so; those beyond these are closed at once.
+SPARE_CONNECTIONS = 32
+
+log = logging.getLogger("serving")
 
 
-def bounded_head_protocol(seconds: float, max_bytes: int) -> type[BoundedHeadProtocol]:
+def bounded_head_protocol(seconds: float, max_bytes: int, connections: int) -> type[BoundedHeadProtocol]:
     """:class:`BoundedHeadProtocol` with these bounds."""
 
     class Bounded(BoundedHeadProtocol):
-        head_seconds, max_head_bytes = seconds, max_bytes
+        head_seconds, max_head_bytes, max_connections = seconds, max_bytes, connections
 
     return Bounded
 
@@ -32,28 +37,45 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     were refused. A head of more than ``max_head_bytes``, or of HTTP/1.1 without exactly one Host, is answered with 400.
     An offer to upgrade to another protocol, as ``curl --http2`` makes it, is ignored; the parser alone would stop there
     and drop the body.
+
+    A connection that makes more than ``max_connections`` gets a 503 for its request. uvicorn, which has a limit too,
+    would give that to all while there are so many, and never close one that sends no whole head.
+
+    A client that takes nothing of its answer for ``stalled_seconds`` is cut off: closing would wait for it to read, and
+    keep the answer in memory as long. (Behind TLS it is the closing handshake that ends in time.)
     """
 
     head_seconds: float
     max_head_bytes: int
+    max_connections: int
+    stalled_seconds = 30.0
     _deadline: asyncio.TimerHandle | None = None
+    _look: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _is_spare = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client has connected."""
         super().connection_made(transport)
-        self._restart_deadline()
+        beyond = len(self.connections) - self.max_connections
+        self._is_spare = beyond > 0
+        if self._is_spare:
+            log.warning("too many connections", extra={"fields": {"max_connections": self.max_connections}})
+        if beyond > SPARE_CONNECTIONS:
+            transport.abort()
+        else:
+            self._restart_deadline()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived. The parser reports a name or value only when it ends, so what arrives is counted."""
         if self._in_head:
             self._head_bytes += len(data)
         self._unset_keepalive_if_required()
+        rest = memoryview(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._decline_upgrade(data[offer.args[0] :])
+            while rest:
+                rest = self._parse(rest)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
         else:
@@ -91,26 +113,45 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().on_response_complete()
         self._restart_deadline()
 
+    def pause_writing(self) -> None:
+        """More waits to be sent than the client takes at once."""
+        super().pause_writing()
+        self._look_later(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        self._stop_looking()
+        if self.transport.is_closing():
+            self._look_later(self.transport.get_write_buffer_size())
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more."""
         self._stop_deadline()
+        self._stop_looking()
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """uvicorn's refusal of connections that are too many is plain text and names no time."""
-        answering: Any = _refuse if app is service_unavailable else app
+        answering: Any = _refuse if self._is_spare else app
         super()._start_asgi_task(cycle, answering)
 
-    def _decline_upgrade(self, rest: bytes) -> None:
-        """Read the head again as if it had no Upgrade, and then the ``rest``, which begins with the body."""
+    def _parse(self, data: memoryview) -> memoryview:
+        """Parse ``data``; what is returned is left to parse: it follows a head that offered an upgrade."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline_upgrade()
+            return data[offer.args[0] :]
+        return data[:0]
+
+    def _decline_upgrade(self) -> None:
+        """Read the head again as if it had no Upgrade; what follows begins with the body."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
-            self.send_400_response("Invalid HTTP request received.")
-            return
+            raise httptools.HttpParserError("CONNECT")
         fields = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-        head = b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *fields, b"", b""])
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(head + rest)
+        self.parser.feed_data(b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *fields, b"", b""]))
 
     def _restart_deadline(self) -> None:
         self._stop_deadline()
@@ -124,6 +165,28 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete:
             self.transport.close()
+            if self._look is None:
+                self._look_later(self.transport.get_write_buffer_size())
+
+    def _look_later(self, unsent: int) -> None:
+        """Look whether the client has taken any of the ``unsent`` bytes."""
+        self._stop_looking()
+        if unsent:
+            self._look = self.loop.call_later(self.stalled_seconds, self._cut_off_if_stalled, unsent)
+
+    def _stop_looking(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _cut_off_if_stalled(self, unsent_before: int) -> None:
+        """While writing is paused, or the connection closing, nothing is added to what is unsent."""
+        self._look = None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= unsent_before:
+            self.transport.abort()
+        else:
+            self._look_later(unsent)
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

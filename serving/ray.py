@@ -120,6 +120,8 @@ def _read(arguments: Mapping[str, Any]) -> tuple[Scaling, ServingSettings]:
     # The machine that builds the application need not be like those that run it.
     threads = max(1, int(scaling.cpus))
     settings = load_settings(**{"threads": threads, "decode_threads": threads, **others})
+    if settings.only_this_machine_controls:  # what Ray's proxy passes on may be anybody's
+        settings = settings.model_copy(update={"model_control": False})
     return scaling, _with_absolute_paths(settings)
 
 

@@ -81,7 +81,8 @@ class ServingSettings(BaseSettings):
     )
     model_control: bool | None = Field(
         default=None,
-        description="Let clients load and unload models. Unless set: only on a loopback address or with API keys.",
+        description="Let clients load and unload models. Unless set: holders of API keys, or on a loopback address "
+        "programs of this machine.",
     )
     runtime: RuntimeName = Field(
         default="auto", description="auto, onnxruntime, onnxruntime-cuda, openvino, torch or tensorrt."
@@ -184,6 +185,11 @@ class ServingSettings(BaseSettings):
         if self.model_control is not None:
             return self.model_control
         return self.api_key_file is not None or self.host in _LOOPBACK
+
+    @property
+    def only_this_machine_controls(self) -> bool:
+        """Whether it is the address alone that lets clients load and unload models."""
+        return self.allows_model_control and self.model_control is None and self.api_key_file is None
 
 
 def load_settings(*, config: Path | None = None, **given: Any) -> ServingSettings:

@@ -55,7 +55,17 @@ def _threshold(
 def _reason(energy: float, threshold: Threshold, reject: float | None) -> str:
     kept = f"{100 * (1 - (reject or 0)):g} %"
     known = "known images" if threshold.group == ALL_GROUPS else f"known images of '{threshold.group}' classes"
-    return f"The energy {energy:.4g} is above {threshold.energy:.4g}, below which {kept} of the {known} stay."
+    found, limit = _told_apart(energy, threshold.energy)
+    return f"The energy {found} is above {limit}, below which {kept} of the {known} stay."
+
+
+def _told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two numbers that are not the same, with four digits or as many as it takes to see that."""
+    for digits in range(4, 17):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
+            return texts
+    return repr(one), repr(other)
 
 
 def _occupancy(prediction: Prediction, index: int) -> dict[str, list[float]]:

@@ -182,7 +182,7 @@ class V2Error(BaseModel):
 _MEANINGS = {
     400: "The body is malformed or incomplete.",
     401: "The server needs an API key.",
-    403: "The server does not let clients load and unload models.",
+    403: "The server does not let this client load and unload models.",
     404: "There is no such path or model.",
     405: "The path does not take this method.",
     408: "The body did not arrive in time.",

@@ -1,8 +1,10 @@
 """The models by name and version: loaded, replaced and taken away while requests go on.
 
-Loading is plain blocking code, one load at a time, in whichever thread asks for it; what it changes it publishes as one
-new immutable mapping. The event loop only ever reads that mapping, so it needs no lock and never sees half a change.
-A version that is replaced lives until the last request that got it is done (:func:`serving.models.loading.load_model`).
+Loading is plain blocking code, one load at a time, in a daemon thread; what it changes is published as one new
+immutable mapping. The event loop only ever reads that mapping, so it needs no lock and never sees half a change. A
+version that is replaced lives until the last request that got it is done (:func:`serving.models.loading.load_model`). A
+load may last for ever, if the file says so: unloading and closing do not wait for it, and what it brings after them is
+dropped.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
-from cbn_deploy.errors import CbnError, SettingsError
+from cbn_deploy.errors import CbnError, ModelFileError, SettingsError
+from serving.daemon_threads import call_in_daemon
 from serving.errors import ApiError
 from serving.inference import InferencePool
 from serving.models.files import ModelFile, find_files
@@ -31,6 +35,8 @@ __all__ = ["ModelRegistry"]
 
 Key = tuple[str, int]
 
+# Of an error that is none of ours, for clients.
+_REASON_CHARACTERS = 200
 _GONE = "Its file is gone; the copy in memory goes on answering."
 
 log = logging.getLogger("serving.models")
@@ -58,11 +64,13 @@ class ModelRegistry:
     ) -> None:
         self._settings, self._pool = settings, pool
         self._on_batch = on_batch
-        self._loading = threading.Lock()
+        self._loading = threading.Lock()  # held by a load, however long it takes
+        self._changing = threading.RLock()  # held for a moment, to change the following
         self._loads: Counter[tuple[str, str]] = Counter()
         self._slots: Mapping[Key, Slot] = MappingProxyType({})
         self._seen: Mapping[Key, Fingerprint] = {}
         self._unloaded = unloaded
+        self._closed = False
         self._load_all()
         self._required = frozenset(name for name, _ in self._slots)
 
@@ -128,10 +136,10 @@ class ModelRegistry:
 
         Raises:
             ApiError: 403, not allowed; 404, no such model; 422, its newest file cannot be served; 503, the folder of
-                models cannot be read.
+                models cannot be read, or another load does not end.
         """
         self._require_control()
-        await asyncio.to_thread(self._load_named, name)
+        await asyncio.wrap_future(call_in_daemon(self._load_named, name))
 
     async def unload(self, name: str) -> None:
         """Take the model called ``name`` away until it is loaded by name again; requests that have it finish.
@@ -140,7 +148,7 @@ class ModelRegistry:
             ApiError: 403, not allowed; 404, no such model.
         """
         self._require_control()
-        await asyncio.to_thread(self._unload_named, name)
+        await asyncio.wrap_future(call_in_daemon(self._unload_named, name))
 
     def refresh(self) -> None:
         """Look at all files; load what is new or changed and has been the same twice, drop versions out of date.
@@ -158,7 +166,8 @@ class ModelRegistry:
 
     def close(self) -> None:
         """Release every model; to be called when no request is left."""
-        with self._loading:
+        with self._changing:
+            self._closed = True
             self._slots = MappingProxyType({})
 
     def _load_all(self) -> None:
@@ -185,21 +194,37 @@ class ModelRegistry:
                 self._update(name, files, files)
 
     def _load_named(self, name: str) -> None:
-        with self._loading:
+        with self._loading_alone():
             files = {key: file for key, file in self._found().items() if key[0] == name}
             if not files:
                 raise ApiError(404, f"There is no file of a model {name[:80]!r}.")
-            self._unloaded -= {name}
+            with self._changing:
+                self._unloaded -= {name}
             for key in files:
-                if key in self._slots and self._slots[key].model is None:
-                    self._put(key, dataclasses.replace(self._slots[key], tried=None))
+                slot = self._slots.get(key)
+                if slot is not None and slot.model is None:
+                    self._put(key, dataclasses.replace(slot, tried=None))
             self._update(name, files, files)
-            newest = self._slots[name, max(version for _, version in files)]
-            if newest.reason:
+            newest = self._slots.get((name, max(version for _, version in files)))
+            if newest and newest.reason:
                 raise ApiError(422, newest.reason)
 
+    @contextmanager
+    def _loading_alone(self) -> Iterator[None]:
+        """Hold the right to load, if it can be had in the time of a request.
+
+        Raises:
+            ApiError: 503, another load has it.
+        """
+        if not self._loading.acquire(timeout=self._settings.timeout):
+            raise self._nothing_answers("Another model file is still being loaded; try again.")
+        try:
+            yield
+        finally:
+            self._loading.release()
+
     def _unload_named(self, name: str) -> None:
-        with self._loading:
+        with self._changing:
             keys = [key for key in self._slots if key[0] == name]
             if not keys:
                 raise ApiError(404, f"There is no model {name[:80]!r}.")
@@ -234,7 +259,7 @@ class ModelRegistry:
                 continue
             if answering < self._settings.keep_versions:
                 self._bring_up(key, files[key], settled)
-                answering += self._slots[key].model is not None
+                answering += self._has_model(key)
             else:
                 self._drop(key)
         for version in versions:
@@ -265,7 +290,20 @@ class ModelRegistry:
             self._adopt(file, model)
 
     def _load(self, file: ModelFile) -> ServedModel:
-        return load_model(file, self._settings, self._pool, self._on_batch)
+        """A model that can answer.
+
+        Raises:
+            CbnError: the file cannot be served.
+        """
+        try:  # in its own thread, so that a signal can end the process
+            return call_in_daemon(load_model, file, self._settings, self._pool, self._on_batch).result()
+        except CbnError:
+            raise
+        except Exception as error:  # a file that nobody has thought of must not keep the others from being loaded
+            fields = {"model": file.name, "version": str(file.version)}
+            log.exception("a model file was not expected", extra={"fields": fields})
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+            raise ModelFileError(f"{file.path} cannot be loaded ({reason}); export it again.") from error
 
     def _adopt(self, file: ModelFile, model: ServedModel) -> None:
         key = (file.name, file.version)
@@ -286,8 +324,8 @@ class ModelRegistry:
 
     def _file_is_gone(self, key: Key, *, alone: bool) -> None:
         """A version whose file is gone makes way for another, but the last one that can answer stays."""
-        slot = self._slots[key]
-        if slot.model is None or not alone:
+        slot = self._slots.get(key)
+        if slot is None or slot.model is None or not alone:
             self._drop(key)
         elif slot.reason != _GONE:
             log.warning("model file gone", extra={"fields": {"model": slot.name, "version": str(slot.version)}})
@@ -295,17 +333,19 @@ class ModelRegistry:
             self._put(key, dataclasses.replace(slot, tried=None, reason=_GONE))
 
     def _has_model(self, key: Key) -> bool:
-        return key in self._slots and self._slots[key].model is not None
+        slot = self._slots.get(key)
+        return slot is not None and slot.model is not None
 
     def _drop(self, key: Key) -> None:
-        if key in self._slots:
-            self._publish({known: slot for known, slot in self._slots.items() if known != key})
+        with self._changing:
+            self._slots = MappingProxyType({known: slot for known, slot in self._slots.items() if known != key})
 
     def _put(self, key: Key, slot: Slot) -> None:
-        self._publish({**self._slots, key: slot})
-
-    def _publish(self, slots: Mapping[Key, Slot]) -> None:
-        self._slots = MappingProxyType(dict(sorted(slots.items())))
+        """``slot`` may be what a load brings whose model has been unloaded since, or the registry closed."""
+        with self._changing:
+            if not self._closed:
+                slots = {**self._slots, key: _unloaded_slot(key) if key[0] in self._unloaded else slot}
+                self._slots = MappingProxyType(dict(sorted(slots.items())))
 
 
 def _unloaded_slot(key: Key) -> Slot:

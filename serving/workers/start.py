@@ -35,6 +35,8 @@ class WorkerStart:
 
 def run(start: WorkerStart) -> None:
     """The whole life of a worker, in its own process."""
+    from serving.daemon_threads import ending_the_process
     from serving.workers.worker import run_worker
 
-    run_worker(start)
+    with ending_the_process():
+        run_worker(start)

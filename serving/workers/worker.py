@@ -20,6 +20,7 @@ from serving.draining import DrainingServer
 from serving.errors import ApiError
 from serving.logs import configure_logging
 from serving.models import ServedModel
+from serving.open_files import within_open_files
 from serving.process import model_names, tls_files, uvicorn_config, without_created_series
 from serving.services import Services
 from serving.signals import exit_on_sigterm
@@ -43,10 +44,11 @@ def run_worker(start: WorkerStart) -> None:
     """The process: load the models, tell the parent, serve what it hands over until a signal comes."""
     _set_up(start)
     try:
-        tls = tls_files(start.settings)
-        application = create_app(start.settings, unloaded=start.unloaded)
+        settings = within_open_files(start.settings)
+        tls = tls_files(settings)
+        application = create_app(settings, unloaded=start.unloaded)
         try:
-            config = uvicorn_config(application, start.settings, tls)
+            config = uvicorn_config(application, settings, tls)
             services: Services = application.state.services
             services.peers = Peers(start.number, start.settings.workers, start.restarts)
             _Server(config, services, services.peers, start).run()

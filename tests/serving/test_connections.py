@@ -18,8 +18,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 
+from cbn_deploy.runtime.description import Preprocessing
+from serving.protocol import SPARE_CONNECTIONS
+from tests.onnx_models import colour_model, describe, write_colour_model
 from tests.serving.files import BLUE, RED, colour
 from tests.serving.server import PROGRAM, ROOT, Server
 
@@ -116,6 +120,55 @@ def test_a_reader_that_does_not_read_holds_up_nobody(patient_server: Server) -> 
     assert_serves(patient_server)
 
 
+@pytest.fixture(scope="module")
+def answering_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Gives answers of several megabytes, to clients that take some of it every half second."""
+    model = colour_model(
+        description=describe(preprocessing=Preprocessing(height=64, width=64)), size=64, with_posterior=True
+    )
+    path = write_colour_model(tmp_path_factory.mktemp("large") / "colours.onnx", model)
+    prelude = "import serving.protocol as p; p.BoundedHeadProtocol.stalled_seconds = 0.5"
+    running = Server(path, "--threads", 1, "--upload-timeout", 1, prelude=prelude)
+    yield running
+    running.stop()
+
+
+def ask_for_much(server: Server, images: int = 32) -> socket.socket:
+    """A connection that is to be sent some four megabytes, and whose client's machine takes a few kilobytes."""
+    tensor = {"name": "images", "datatype": "FP32", "shape": [images, 3, 64, 64]}
+    data = np.random.default_rng(0).random(tensor["shape"], np.float32).tobytes()
+    text = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}]}).encode()
+    connection = connect(server, receive_buffer=2048)
+    line = f"Inference-Header-Content-Length: {len(text)}"
+    connection.sendall(head(text + data, line, path="/v2/models/colours/infer") + text + data)
+    return connection
+
+
+def open_connections(server: Server) -> int:
+    (found,) = re.findall(r"^cbn_connections (\d+)", server.client.get("/metrics").text, re.MULTILINE)
+    return int(found)
+
+
+def test_an_answer_that_nobody_reads_is_not_kept(answering_server: Server) -> None:
+    with ask_for_much(answering_server), connect(answering_server, receive_buffer=2048) as pipelining:
+        # Here the next answer waits for the one before to be read.
+        pipelining.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        assert open_connections(answering_server) == 3
+        wait_until(lambda: open_connections(answering_server) == 1)
+
+
+def test_a_reader_that_is_slow_gets_its_answer(answering_server: Server) -> None:
+    with ask_for_much(answering_server) as connection:
+        begin, received = time.monotonic(), 0
+        response = http.client.HTTPResponse(connection, method="POST")
+        response.begin()
+        while chunk := response.read(2**18):
+            received += len(chunk)
+            time.sleep(0.05)
+        assert received == int(response.headers["Content-Length"]) > 4_000_000
+        assert time.monotonic() - begin > 1, "as long as a head may take"
+
+
 def test_half_open_and_reset_connections(patient_server: Server) -> None:
     silent = [connect(patient_server) for _ in range(50)]
     for _ in range(20):
@@ -153,6 +206,16 @@ def test_an_offer_to_upgrade_is_ignored(patient_server: Server) -> None:
         for lines in (upgrade, ()):
             connection.sendall(head(RED, *lines) + RED)
             assert answer(connection)[0] == 200
+
+
+def test_offers_to_upgrade_one_behind_the_other_are_ignored_too(patient_server: Server) -> None:
+    offer = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    with connect(patient_server) as connection:
+        connection.sendall(offer * 500 + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert all_until_closed(connection).count(b"HTTP/1.1 200 OK") == 501
+    with connect(patient_server) as connection:
+        connection.sendall(offer + offer.replace(b"GET /healthz", b"CONNECT x:1"))
+        assert re.findall(rb"HTTP/1.1 (\d+)", all_until_closed(connection))[-1] == b"400"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +271,40 @@ def test_too_many_connections_are_told_so(start_server: Callable[..., Server], c
     deadline = time.monotonic() + PATIENCE
     while server.client.get("/v2").status_code != 200:
         assert time.monotonic() < deadline
+    # Those that were there before the others came are served on, and the others do not add up.
+    wait_until(lambda: open_connections(server) == 1)
+    before = connect(server)
+    crowd = [connect(server) for _ in range(4 + SPARE_CONNECTIONS + 20)]
+    for connection in crowd:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Endless: ")
+    assert all_until_closed(crowd[-1]) == b""  # not after the ten seconds that a head may take
+    before.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, metrics = answer(before)
+    assert status == 200
+    assert f"cbn_connections {4 + SPARE_CONNECTIONS}.0" in metrics.decode()
+    for connection in (before, *crowd):
+        connection.close()
+    assert any(entry["message"] == "too many connections" for entry in server.whole_log())
+
+
+def test_no_more_connections_than_the_process_may_open_files(
+    start_server: Callable[..., Server], colours_path: Path
+) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))"
+    server = start_server(colours_path, "--threads", 1, prelude=limited.format(150, 150))
+    (warning,) = [entry for entry in server.log if entry["level"] == "warning"]
+    assert "open files" in warning["message"]
+    possible = warning["max_connections"]
+    assert f"cbn_connections_limit {possible}.0" in server.client.get("/metrics").text
+    crowd = [connect(server) for _ in range(200)]
+    assert server.client.get("/healthz").status_code == 200
+    assert all_until_closed(crowd[-1]) == b""
+    for connection in crowd:
+        connection.close()
+    raised = start_server(colours_path, "--threads", 1, "--max-connections", 200, prelude=limited.format(150, 400))
+    assert not [entry for entry in raised.log if entry["level"] == "warning"]
+    assert "process_max_fds 296.0" in raised.client.get("/metrics").text
 
 
 def test_a_head_that_never_ends_is_cut(patient_server: Server) -> None:

@@ -51,6 +51,29 @@ def test_a_traceback_is_one_line_too() -> None:
     assert "line two" in json.loads(line)["traceback"]
 
 
+def test_a_long_traceback_is_cut_to_what_a_pipe_takes_in_one_piece() -> None:
+    def recurse(depth: int) -> None:
+        recurse_again(depth - 1) if depth else json.loads("x\u00e4\n" * 1000)
+
+    def recurse_again(depth: int) -> None:  # two in turn: Python itself sums up what repeats line by line
+        recurse(depth)
+
+    logger, stream = logging.Logger("serving"), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger.addHandler(handler)
+    try:
+        recurse(200)
+    except json.JSONDecodeError:
+        logger.exception("failed", extra={"fields": {"request_id": "7"}})
+    (line,) = stream.getvalue().splitlines()
+    assert len(line) < 4096
+    found = json.loads(line)
+    assert found["request_id"] == "7"
+    assert found["traceback"].startswith("Traceback (most recent call last):\n")
+    assert found["traceback"].endswith("JSONDecodeError: Expecting value: line 1 column 1 (char 0)")
+
+
 def test_errors_of_one_line_of_code_are_bounded_and_counted() -> None:
     now = [0.0]
     limit = RateLimit(lambda: now[0])

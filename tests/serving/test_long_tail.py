@@ -14,9 +14,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+from cbn_deploy.runtime import Prediction
 from cbn_deploy.runtime.description import ENERGY_LEVELS
 from cbn_deploy.runtime.factory import open_session
+from cbn_deploy.runtime.familiarity import energies
 from cbn_deploy.runtime.preprocessing import normalize
+from serving.api.answers import image_results
+from serving.api.parameters import Choices
 from tests.onnx_models import COLOURS, colour_model, describe, write_colour_model
 from tests.reference.tolerances import tolerance
 from tests.serving.files import BLUE, GREEN, RED, encode
@@ -139,6 +143,18 @@ def test_a_reason_names_the_group(start_server: Callable[..., Server], tmp_path:
     result = classify(start_server(path, "--threads", 1), BLUE, reject="true")["results"][0]
     assert result["rejected"] is True
     assert re.search(r"below which 95 % of the known images of 'few' classes stay\.$", result["reject_reason"])
+
+
+@pytest.mark.parametrize("difference", [1.0, 1e-3, 1e-9, 2e-15])
+def test_a_reason_shows_two_energies_that_differ(difference: float) -> None:
+    logits = np.zeros((1, 3), np.float32)
+    threshold = float(energies(logits)[0]) - difference
+    description = describe(energy_quantiles={"all": (threshold,) * len(ENERGY_LEVELS)})
+    (result,) = image_results(Prediction(logits=logits), description, Choices(top_k=1, reject=0.0001))
+    assert result.rejected is True
+    found, limit = re.findall(r"(?:is|energy|above) (-[0-9.]+)[, ]", str(result.reject_reason))
+    assert float(found) > float(limit)
+    assert "99.99 %" in str(result.reject_reason)
 
 
 def test_pictures_show_the_posteriors(cbn_server: Server, cbn_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +20,10 @@ from cbn_deploy.runtime.self_test import SelfTest, self_test_images
 from serving.errors import ApiError
 from serving.inference import InferencePool
 from serving.models import ModelRegistry
+from serving.models.files import ModelFile
+from serving.models.loading import load_model
 from serving.settings import load_settings
-from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe
+from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe, spin_for
 
 Start = Callable[..., ModelRegistry]
 
@@ -279,6 +283,70 @@ def test_readiness_asks_for_what_was_there_at_the_start(repository: Path, start:
 def test_a_model_that_is_named_must_load(start: Start, tmp_path: Path, repository: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         start(models=[str(tmp_path / "absent.onnx")])
+
+
+def test_a_load_that_does_not_end_holds_up_neither_unloading_nor_the_end(
+    repository: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(repository / "a.onnx")
+    put(repository / "b.onnx")
+    registry = start(timeout=0.01)
+    put_bytes(repository / "a.onnx", colour_model(spin=spin_for(0.05)).SerializeToString())
+    registry.refresh()  # the next one finds it settled
+    load = threading.Thread(target=registry.refresh)
+    load.start()
+    while not registry._loading.locked():
+        time.sleep(0.001)
+    assert "still being loaded" in refused(lambda: asyncio.run(registry.load("b")), 503)
+    asyncio.run(registry.unload("a"))
+    assert states(registry) == {"a 1": "UNAVAILABLE", "b 1": "READY"}
+    assert load.is_alive()
+    load.join()
+    assert states(registry) == {"a 1": "UNAVAILABLE", "b 1": "READY"}, "unloaded is unloaded"
+
+    put_bytes(repository / "b.onnx", colour_model(spin=spin_for(0.05)).SerializeToString())
+    registry.refresh()
+    load = threading.Thread(target=registry.refresh)
+    load.start()
+    while not registry._loading.locked():
+        time.sleep(0.001)
+    registry.close()
+    assert load.is_alive()
+    load.join()
+    assert states(registry) == {}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.fixture
+def unexpected(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A file that loading stumbles over in a way that nobody has thought of: what somebody has is refused before."""
+
+    def stumble(file: ModelFile, *arguments: Any) -> Any:
+        if file.path.read_bytes() == b"unexpected":
+            raise OverflowError(f"cannot convert {file.path}\nto an integer")
+        return load_model(file, *arguments)
+
+    monkeypatch.setattr("serving.models.registry.load_model", stumble)
+    return b"unexpected"
+
+
+def test_a_file_that_breaks_the_loader_is_a_broken_file_like_others(
+    repository: Path, start: Start, unexpected: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_bytes(repository / "a.onnx", unexpected)
+    put(repository / "b.onnx", "1")
+    registry = start()
+    assert states(registry) == {"a 1": "UNAVAILABLE", "b 1": "READY"}
+    assert "OverflowError: cannot convert a.onnx to an integer" in reason(registry, "a 1")
+    put(repository / "b.onnx", "2")
+    put_bytes(repository / "a" / "2" / "model.onnx", unexpected)
+    refresh(registry)
+    refresh(registry)
+    assert mark(registry, "b") == "2"
+    told = [record for record in caplog.records if record.exc_info]
+    assert len(told) == 2, "once a file"
+    with pytest.raises(ModelFileError, match="OverflowError"):
+        start(models=[str(put_bytes(repository / "c.onnx", unexpected))])
 
 
 def test_an_unreadable_folder_of_models_is_no_bug(repository: Path, start: Start) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.ray_process import ROOT, needs_ray, run_ray
 from tests.serving.files import BLUE, RED
 
@@ -96,3 +98,15 @@ for arguments in (
     assert done.returncode == 0, done.stderr
     for word in ("max_bach", "below min_replicas", "cpus", "max-batch", "Say which model files"):
         assert word in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [({}, False), ({"model_control": "true"}, True), ({"api_key_file": "keys"}, True)],
+)
+def test_nobody_loads_models_through_rays_proxy_unless_told(arguments: dict[str, str], allowed: bool) -> None:
+    from serving.ray import _read
+
+    _, settings = _read({"models": "model.onnx", **arguments})
+    assert settings.allows_model_control is allowed

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +19,7 @@ import pytest
 
 from tests.onnx_models import COLOURS, colour_model, describe
 from tests.serving.files import BLUE, GREEN, RED
-from tests.serving.server import Server
+from tests.serving.server import PROGRAM, ROOT, Server
 
 RELOADS = 20
 CLIENTS = 4
@@ -128,6 +132,57 @@ def test_a_file_that_is_replaced_damaged_and_removed_under_load(
     assert not clients.failures
     assert set(clients.answers) == {"first", "second", "third"}
     assert reason() == ""
+
+
+ENDLESS = colour_model(spin=2**62).SerializeToString()
+
+
+def test_a_load_that_never_ends_keeps_nobody_waiting(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    publish(tmp_path / "a.onnx", "first")
+    publish(tmp_path / "b.onnx", "first")
+    server = start_server("--model-repository", tmp_path, *WATCH, "--timeout", 1, "--drain-timeout", 1)
+    (tmp_path / "c.onnx").write_bytes(ENDLESS)
+
+    def state_of_c() -> str:
+        versions = server.client.get("/v1/models").json()["versions"]
+        return " ".join(version["reason"] for version in versions if version["name"] == "c")
+
+    def control(do: str) -> httpx.Response:
+        return server.client.post(f"/v2/repository/models/b/{do}")
+
+    eventually(lambda: "being loaded" in state_of_c())
+    assert control("load").status_code == 503
+    assert control("unload").status_code == 200
+    assert label(server.client.post("/v1/classify?model=a", files={"image": RED})) == "red first"
+
+    def load_again() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            control("load")
+
+    waiting = threading.Thread(target=load_again)
+    waiting.start()
+    began = time.monotonic()
+    assert server.terminate() == 0
+    assert time.monotonic() - began < 10
+    waiting.join()
+    assert not any(entry["level"] == "error" for entry in server.whole_log())
+
+
+def test_a_start_that_never_ends_is_ended_by_sigterm(tmp_path: Path) -> None:
+    path = tmp_path / "endless.onnx"
+    path.write_bytes(ENDLESS)
+    # What says that loading has begun is the last thing that Python does for long.
+    prelude = "import serving.models.loading as loading; prove = loading._prove\n"
+    prelude += "loading._prove = lambda *given: [print('loading', flush=True), prove(*given)]"
+    command = [sys.executable, "-c", f"{prelude}\n{PROGRAM}", str(path), "--threads", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=PATIENCE) == 0
+        finally:
+            process.kill()
 
 
 def test_versions_over_http(start_server: Callable[..., Server], tmp_path: Path) -> None:

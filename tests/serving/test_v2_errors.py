@@ -15,13 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.api.v2.json_bounds import JsonBounds
 from tests.onnx_models import colour_model, write_colour_model
 from tests.serving.files import RED, bomb_png
 from tests.serving.server import Server
 
 INFER = "/v2/models/colours/infer"
 LENGTH = "Inference-Header-Content-Length"
-MAX_BYTES, MAX_IMAGES = 100_000, 4
+MAX_BYTES, MAX_IMAGES = 120_000, 4
 SIZE = 3 * 8 * 8
 
 
@@ -202,7 +203,40 @@ def test_too_many_images(client: httpx.Client) -> None:
 
 
 def test_too_large_a_body(client: httpx.Client) -> None:
-    assert_refused(post(client, b" " * (MAX_BYTES + 1)), 413, "100000 bytes")
+    assert_refused(post(client, b" " * (MAX_BYTES + 1)), 413, "120000 bytes")
+
+
+# Of JSON: 64 a number, and 64 KiB for all else.
+MAX_JSON_BYTES = MAX_IMAGES * SIZE * 64 + 65_536
+
+
+def test_more_json_than_the_images_of_the_model_can_need(client: httpx.Client) -> None:
+    padded = json.dumps(request()).encode().ljust(MAX_JSON_BYTES + 1)
+    assert len(padded) < MAX_BYTES
+    assert_refused(post(client, padded), 413, f"{MAX_JSON_BYTES} bytes of JSON")
+    assert_refused(post(client, padded, b""), 413, f"{MAX_JSON_BYTES} bytes of JSON")
+    assert_refused(post(client, gzip.compress(padded), Content_Encoding="gzip"), 413, f"{MAX_JSON_BYTES} bytes when")
+    assert post(client, padded[:-1]).status_code == 200
+    binary = json.dumps(BINARY).encode().ljust(65_537)
+    assert_refused(post(client, binary, ZEROS), 413, "65536 bytes of JSON")
+    assert post(client, binary[:-1], ZEROS).status_code == 200
+
+
+@pytest.mark.parametrize("filler", [b"[],", b"{},"])
+def test_lists_without_end_are_refused_before_they_are_parsed(client: httpx.Client, filler: bytes) -> None:
+    """Twenty thousand of them in some bytes of gzip."""
+    body = b'{"inputs":[{"data":[' + filler * 20_000 + b"0]}]}"
+    assert_refused(post(client, gzip.compress(body), Content_Encoding="gzip"), 400, "lists and objects")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 4, 20), (3, 20, 4)])
+@pytest.mark.parametrize("indent", [None, 4])
+def test_any_way_to_write_the_largest_batch_is_within_the_bounds(shape: tuple[int, int, int], indent: int) -> None:
+    images = np.full((32, *shape), -2.2250738585072014e-308)
+    for data in (images, images.ravel()):
+        entry = tensor(shape=images.shape, data=data.tolist())
+        text = json.dumps(request(inputs=[entry]), indent=indent).encode()
+        JsonBounds.of(shape, 32).check(memoryview(text), len(text))
 
 
 BINARY = request(inputs=[tensor(data=..., parameters={"binary_data_size": SIZE * 4})])

@@ -13,6 +13,7 @@ from cbn_deploy.runtime import Prediction
 from serving.api.v2.answer import Answer, encode_answer, json_values, requested_outputs
 from serving.api.v2.compression import accepted_coding, compress, content_coding, decompress
 from serving.api.v2.inputs import read_input
+from serving.api.v2.json_bounds import JsonBounds
 from serving.api.v2.request import InferRequest, RequestedOutput, header_length, parse_request, raw_request
 from serving.api.v2.schemas import INFER_BODY, INFER_RESPONSES, InferResponse
 from serving.api.v2.signature import INPUT
@@ -63,10 +64,11 @@ async def infer_with_version(request: Request, model: str, version: str, service
 async def _infer(request: Request, served: ServedModel, services: Services) -> Response:
     with services.admission.admit(served):
         work = Classification(request, served, services)
-        body = await _read(request, services)
+        bounds = JsonBounds.of(_image_shape(served), services.settings.max_images)
+        body = await _read(request, bounds, services)
         loop = asyncio.get_running_loop()
         arrived = loop.time()
-        parsed, given = await _parse(body, request, served, services)
+        parsed, given = await _parse(body, request, bounds, served, services)
         outputs = requested_outputs(parsed, served)
         limit = min(parsed.timeout or services.settings.timeout, services.settings.timeout)
         async with while_connected(request):
@@ -76,7 +78,7 @@ async def _infer(request: Request, served: ServedModel, services: Services) -> R
         return await _respond(answer, request, services)
 
 
-async def _read(request: Request, services: Services) -> memoryview:
+async def _read(request: Request, bounds: JsonBounds, services: Services) -> memoryview:
     """The body, unpacked."""
     settings = services.settings
     coding = content_coding(request.headers.get("content-encoding", ""))
@@ -86,23 +88,30 @@ async def _read(request: Request, services: Services) -> memoryview:
     body = await read_body(request, settings.max_upload_bytes, settings.upload_timeout, front=front)
     if coding is None:
         return body
-    return await services.decoder.run(decompress, body, coding, settings.max_upload_bytes)
+    # Without that header all of it is JSON.
+    limit = settings.max_upload_bytes if text else min(settings.max_upload_bytes, bounds.max_bytes)
+    return await services.decoder.run(decompress, body, coding, limit)
 
 
 async def _parse(
-    body: memoryview, request: Request, served: ServedModel, services: Services
+    body: memoryview, request: Request, bounds: JsonBounds, served: ServedModel, services: Services
 ) -> tuple[InferRequest, NDArray[np.float32] | list[bytes]]:
     json_bytes = header_length(request.headers.get(_HEADER_LENGTH), len(body))
-    size = served.description.preprocessing
-    shape = (3, size.height, size.width)
+    shape = _image_shape(served)
 
     def parse() -> tuple[InferRequest, NDArray[np.float32] | list[bytes]]:
+        bounds.check(body, json_bytes)
         parsed = parse_request(body, json_bytes) if json_bytes or not body else raw_request(body, INPUT, (1, *shape))
         return parsed, read_input(parsed, shape, services.settings.max_images)
 
     if json_bytes <= _INLINE_JSON_BYTES and len(body) <= _INLINE_BODY_BYTES:
         return parse()
     return await services.decoder.run(parse)
+
+
+def _image_shape(served: ServedModel) -> tuple[int, int, int]:
+    size = served.description.preprocessing
+    return 3, size.height, size.width
 
 
 async def _decode(files: list[bytes], work: Classification, limit: float) -> NDArray[np.float32]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from serving.api.schemas import v2_errors
 from serving.body import read_body
 from serving.errors import ApiError
+from serving.local_requests import refuse_strangers
 from serving.models import ModelState
 from serving.responses import JsonResponse
 from serving.services import Services, ServicesOf
@@ -43,6 +44,7 @@ async def index(request: Request, services: ServicesOf) -> JsonResponse:
 
 @router.post(
     "/models/{model}/load",
+    dependencies=[Depends(refuse_strangers)],
     responses=v2_errors(400, 401, 403, 404, 408, 413, 422, 500, 503),
     openapi_extra=_object(parameters={"type": "object"}),
 )
@@ -57,6 +59,7 @@ async def load(request: Request, model: str, services: ServicesOf) -> Response:
 
 @router.post(
     "/models/{model}/unload",
+    dependencies=[Depends(refuse_strangers)],
     responses=v2_errors(400, 401, 403, 404, 408, 413, 422, 500, 503),
     openapi_extra=_object(parameters={"type": "object"}),
 )
