@@ -17,7 +17,7 @@ from cbn_deploy.data.data_report import ClassCount, DataReport, Group, Unreadabl
 from cbn_deploy.data.image_set import ImageSet, image_kind, read_image
 from cbn_deploy.data.list_doctor import check_published
 from cbn_deploy.data.list_report import ListReport
-from cbn_deploy.data.listing import LabelledFile, Listing
+from cbn_deploy.data.listing import LabelledFile, Listing, printable
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.data.user_images import list_images
@@ -98,7 +98,7 @@ def _set_samples(split: Split, images: ImageSet, class_names: Sequence[str]) -> 
 
 
 def _short(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings:
@@ -107,7 +107,7 @@ def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings
         try:
             image = sample.read()
         except CbnError as error:
-            findings.unreadable.append(Unreadable(sample.name, str(error)))
+            findings.unreadable.append(Unreadable(sample.name, printable(str(error))))
         else:
             findings.sizes[image.size] += 1
             findings.kinds["array RGB" if sample.path is None else image_kind(sample.path)] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
+from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, natural_sorted
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
@@ -76,7 +76,7 @@ def list_class_folders(split: Path) -> tuple[list[str], list[LabelledFile], list
     Hidden files and folders are passed over.
 
     Raises:
-        DataError: ``split`` has no class folder, or cannot be read.
+        DataError: ``split`` has no class folder, one whose name is not UTF-8, or cannot be read.
     """
     try:
         classes = natural_sorted(e.name for e in split.iterdir() if e.is_dir() and not e.name.startswith("."))
@@ -85,6 +85,7 @@ def list_class_folders(split: Path) -> tuple[list[str], list[LabelledFile], list
         files: list[LabelledFile] = []
         ignored: list[Path] = []
         for label in classes:
+            check_utf8(split / label)
             for path in _visible_files(split / label):
                 if _is_image(path):
                     files.append(LabelledFile(path, label))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.errors import DataError
 
-__all__ = ["LabelledFile", "Listing", "held_out_counts", "hold_out", "natural_sorted"]
+__all__ = ["LabelledFile", "Listing", "check_utf8", "held_out_counts", "hold_out", "natural_sorted", "printable"]
 
 _HELD_OUT_PART, _MOST_HELD_OUT = 4, 50
 
@@ -54,6 +55,23 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
         return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
 
     return sorted(names, key=key)
+
+
+def check_utf8(folder: Path) -> None:
+    """Refuse a folder whose name no report could hold: names in a file system are bytes, of any encoding.
+
+    Raises:
+        DataError: the name is not UTF-8.
+    """
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"The name of the folder {printable(folder)} is not UTF-8; rename the folder.") from error
+
+
+def printable(path: Path | str) -> str:
+    """A path as text that every terminal takes; bytes that are not UTF-8 are written as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def held_out_counts(counts: NDArray[np.integer]) -> NDArray[np.int64]:

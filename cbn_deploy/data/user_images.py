@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cbn_deploy.data.image_folder import TEST_NAMES, find_split, list_class_folders, list_image_folder
 from cbn_deploy.data.image_list import find_list, list_image_lists
 from cbn_deploy.data.image_set import FileImageSet, LongTailedData
-from cbn_deploy.data.listing import LabelledFile, Listing, hold_out
+from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, hold_out
 from cbn_deploy.data.published_lists import find_published_test_list, published_test_images
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
@@ -26,11 +26,12 @@ def list_images(data_dir: Path) -> Listing:
     Test images are those of ``test`` (list or folder), or else of ``val``, ``valid`` or ``validation``.
 
     Raises:
-        DataError: there is neither, or a list or folder cannot be read.
+        DataError: there is neither, a list or folder cannot be read, or a folder's name is not UTF-8.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise DataError(f"{data_dir} is not a folder; give the folder that holds train/CLASS/* or train.csv.")
+    check_utf8(data_dir.resolve())  # the data set is called by it
     train_list = find_list(data_dir, "train")
     if train_list is not None:
         return list_image_lists(train_list, find_list(data_dir, *TEST_NAMES))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import struct
 import zlib
@@ -162,6 +163,13 @@ def test_names_with_markup_are_printed_as_they_are(tmp_path: Path) -> None:
     text = render(check_data(FOLDER, tmp_path))
     assert "[red]a" in text
     assert "b[/]/[bold]0.png" in text
+
+
+def test_file_names_that_are_no_text_are_printed_by_their_bytes(folder: Path) -> None:
+    (folder / "train" / "ant" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    text = render(check_data(FOLDER, folder))
+    assert "train/ant/caf\\xe9.png" in text
+    assert text.encode()
 
 
 def test_nothing_to_examine(tmp_path: Path) -> None:

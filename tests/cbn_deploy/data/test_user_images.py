@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from cbn_deploy.data import (
     DataConfig,
+    check_data,
     evaluation_batches,
     load_data,
     load_image_folder,
@@ -21,6 +23,7 @@ from cbn_deploy.runtime import Preprocessing
 from cbn_deploy.runtime.preprocessing import decode_image, preprocess
 
 SMALL = Preprocessing(height=16, width=16)
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> Path:
@@ -140,6 +143,25 @@ def test_training_images_are_no_test_images(folder: Path) -> None:
     shutil.rmtree(folder / "test")
     with pytest.raises(DataError, match=r"training images only; .* --recipe image-folder"):
         load_test_images(folder, ("Class1", "class2", "class10"), SMALL)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_whose_name_is_not_utf8_is_refused_before_training(folder: Path, split: str) -> None:
+    (folder / split / "class2").rename(folder / split / NOT_UTF8)
+    sentence = r"The name of the folder .*/caf\\xe9 is not UTF-8; rename the folder\."
+    with pytest.raises(DataError, match=sentence) as error:
+        load_image_folder(folder, SMALL)
+    assert str(error.value).isprintable()
+    with pytest.raises(DataError, match=sentence):
+        check_data(DataConfig(source="image-folder"), folder)
+
+
+def test_a_data_set_whose_name_is_not_utf8_is_refused(folder: Path) -> None:
+    named = folder / NOT_UTF8
+    named.mkdir()
+    (folder / "train").rename(named / "train")
+    with pytest.raises(DataError, match=r"/caf\\xe9 is not UTF-8; rename the folder\."):
+        load_image_folder(named, SMALL)
 
 
 def test_natural_order() -> None:
