@@ -64,6 +64,7 @@ class DataReport:
         sizes: ((width, height), images), most frequent first.
         kinds: (file format and colour mode, images), most frequent first.
         ignored: files in the folders that are no images by their name.
+        runs: folders beside the classes that hold results of cbn-train.
     """
 
     name: str
@@ -78,6 +79,7 @@ class DataReport:
     sizes: tuple[tuple[tuple[int, int], int], ...]
     kinds: tuple[tuple[str, int], ...]
     ignored: tuple[str, ...]
+    runs: tuple[str, ...]
 
     @property
     def rho(self) -> float | None:
@@ -109,6 +111,9 @@ class DataReport:
             ),
             sentence_about(
                 single, "class has", "classes have", "one image only, so none is held out and its recall stays unknown."
+            ),
+            sentence_about(
+                list(self.runs), "folder holds", "folders hold", "results of cbn-train and nothing to train on."
             ),
         )
         return tuple(sentence for sentence in sentences if sentence)

@@ -154,4 +154,5 @@ def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _
         sizes=tuple(sorted(findings.sizes.items(), key=lambda item: (-item[1], item[0]))),
         kinds=tuple(findings.kinds.most_common()),
         ignored=tuple(_short(path, listing.root) for path in listing.ignored),
+        runs=tuple(_short(path, listing.root) for path in listing.runs),
     )

@@ -36,6 +36,7 @@ class Listing:
         train: training files.
         test: test files; ``None`` if the user gave none.
         ignored: files in the folders that are no images by their name.
+        runs: folders beside the classes that hold results of cbn-train.
         test_source: name of the folder or list of the test images.
     """
 
@@ -44,6 +45,7 @@ class Listing:
     train: tuple[LabelledFile, ...]
     test: tuple[LabelledFile, ...] | None
     ignored: tuple[Path, ...] = ()
+    runs: tuple[Path, ...] = ()
     test_source: str | None = None
 
 

@@ -86,7 +86,7 @@ def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: 
     if test_list is not None:
         files: Sequence[LabelledFile] = list_image_lists(test_list, class_names=class_names).train
     else:
-        _, files, _ = list_class_folders(_test_folder(data_dir))
+        files = list_class_folders(_test_folder(data_dir)).files
     if not files:
         raise DataError(f"{data_dir} has no test images; expected {data_dir}/test/CLASS/*.jpg (or .png, .webp, .bmp).")
     unknown = sorted({file.label for file in files} - set(class_names))

@@ -133,6 +133,21 @@ def test_classes_without_a_train_folder_around_them(folder: Path) -> None:
         load_image_folder(folder / "outer", SMALL)
 
 
+@pytest.mark.parametrize("run", ["runs/image-folder", "runs", "runs/photos/bn-0"])
+def test_results_among_the_classes_are_no_class(folder: Path, run: str) -> None:
+    flat = folder / "train"
+    before = load_image_folder(flat, SMALL)
+    (flat / run / "plots").mkdir(parents=True)
+    (flat / run / "metrics.jsonl").write_bytes(b"")  # as it is during the first epoch
+    write_image(flat / run / "plots" / "reliability.png", 1)
+    write_image(flat / "runs" / "compared.png", 2)
+    data = load_image_folder(flat, SMALL)
+    assert (data.class_names, data.class_counts) == (before.class_names, before.class_counts)
+    assert len(load_test_images(flat, data.class_names, SMALL)) == 14
+    report = check_data(DataConfig(source="image-folder"), flat)
+    assert report.notes[-1] == "1 folder holds results of cbn-train and nothing to train on (runs)."
+
+
 def test_a_link_to_nothing_is_called_one(folder: Path) -> None:
     (folder / "train" / "class2" / "gone.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(DataError, match=r"gone.png is a link to a file that does not exist"):
