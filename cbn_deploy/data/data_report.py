@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cbn_deploy.data.problems import class_problems, sentence_about
 from cbn_deploy.runtime.description import shot_group
 
-__all__ = ["ClassCount", "DataReport", "Group", "Unreadable", "sentence_about"]
+__all__ = ["ClassCount", "DataReport", "Group", "Unreadable"]
 
 # Fewer training images than this cannot show a class's variety; fewer than two leave nothing to learn from.
 _VERY_SMALL = 5
@@ -119,11 +120,9 @@ class DataReport:
         return tuple(sentence for sentence in sentences if sentence)
 
     def _class_problems(self) -> list[str]:
-        no_train = [c.name for c in self.classes if not c.train]
-        return [
-            "" if len(self.classes) > 1 else f"There is {len(self.classes)} class; a classifier needs at least 2.",
-            sentence_about(no_train, "class has", "classes have", "no training images; add some or remove the class."),
-        ]
+        train = {c.name: c.train for c in self.classes}
+        test = {c.name: c.test for c in self.classes} if self.has_test else None
+        return class_problems(self.name, list(train), train, test)
 
     def _image_problems(self) -> list[str]:
         def first(groups: tuple[Group, ...]) -> list[str]:
@@ -192,11 +191,3 @@ class DataReport:
             console.print("[green]No problems found.[/green]")
         for problem in self.problems:
             console.print(f"[yellow]Problem:[/yellow] {escape(problem)}")
-
-
-def sentence_about(names: list[str], one: str, many: str, rest: str) -> str:
-    """ "2 classes have (a, b) no ..." or nothing if there are none; names the first three."""
-    if not names:
-        return ""
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {one if len(names) == 1 else many} {rest.rstrip('.')} ({shown})."

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cbn_deploy.data.problems import NONE_TO_HOLD_OUT
 from cbn_deploy.errors import DataError
 
 __all__ = ["LabelledFile", "Listing", "check_utf8", "held_out_counts", "hold_out", "natural_sorted", "printable"]
@@ -102,7 +103,7 @@ def hold_out(labels: NDArray[np.integer], seed: int) -> tuple[NDArray[np.int64],
     """
     counts = np.bincount(labels)
     if counts.max() < 2:
-        raise DataError("No class has two images, so none can be held out for a test; add images or give a test set.")
+        raise DataError(NONE_TO_HOLD_OUT)
     held_out = held_out_counts(counts)
     random_state = np.random.RandomState(seed)
     test = []

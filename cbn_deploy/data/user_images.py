@@ -13,6 +13,7 @@ from cbn_deploy.data.image_folder import TEST_NAMES, find_split, list_class_fold
 from cbn_deploy.data.image_list import find_list, list_image_lists
 from cbn_deploy.data.image_set import FileImageSet, LongTailedData
 from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, hold_out
+from cbn_deploy.data.problems import class_problems
 from cbn_deploy.data.published_lists import find_published_test_list, published_test_images
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
@@ -131,16 +132,11 @@ def _load(listing: Listing, preprocessing: Preprocessing, seed: int, cache_bytes
 
 
 def _check(listing: Listing) -> None:
-    if len(listing.class_names) < 2:
-        raise DataError(f"{listing.root} has {len(listing.class_names)} class; a classifier needs at least 2.")
-    counts = Counter(file.label for file in listing.train)
-    empty = [name for name in listing.class_names if not counts[name]]
-    if empty:
-        raise DataError(
-            f"{len(empty)} class(es) have no training images (such as {empty[0]!r}); add images or remove the class."
-        )
-    if listing.test is not None and not listing.test:
-        raise DataError(f"The test set of {listing.root} is empty; add images, or remove it to hold some out of train.")
+    train = Counter(file.label for file in listing.train)
+    test = None if listing.test is None else Counter(file.label for file in listing.test)
+    problems = class_problems(str(listing.root), listing.class_names, train, test)
+    if problems:
+        raise DataError(problems[0])
     missing = next((file.path for file in (*listing.train, *(listing.test or ())) if not _exists(file.path)), None)
     if missing is not None:
         if _is_link(missing):

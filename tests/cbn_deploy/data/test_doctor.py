@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cbn_deploy.data import DataConfig, DataReport, check_data
+from cbn_deploy.data import DataConfig, DataReport, check_data, load_data
 from cbn_deploy.errors import DataError
 
 FOLDER = DataConfig(source="image-folder")
@@ -94,6 +94,29 @@ def test_a_listed_file_that_is_missing_is_unreadable(folder: Path) -> None:
     assert [(file.name, "No such file" in file.reason) for file in report.unreadable] == [
         ("train/bee/nowhere.png", True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["train/a/0.png", "train/b/0.png", "train/c/0.png"], "No class has two images"),
+        (["train/a/0.png", "train/a/1.png", "train/b/0.png", "test/a/", "test/b/"], "is empty; add images"),
+        (["train/a/0.png", "train/a/1.png", "train/b/"], "no training images; add some or remove the class (b)."),
+        (["train/a/0.png", "train/a/1.png", "test/b/0.png"], "no training images; add some or remove the class (b)."),
+        (["train/a/0.png", "train/a/1.png"], "has 1 class; a classifier needs at least 2"),
+        (["train/a/0.png", "train/a/1.png", "test/a/0.png"], "has 1 class; a classifier needs at least 2"),
+    ],
+)
+def test_what_training_refuses_is_a_problem(tmp_path: Path, files: list[str], sentence: str) -> None:
+    for seed, name in enumerate(files):
+        if name.endswith("/"):
+            (tmp_path / name).mkdir(parents=True)
+        else:
+            write_image(tmp_path / name, seed)
+    with pytest.raises(DataError) as error:
+        load_data(FOLDER, tmp_path)
+    assert sentence in str(error.value)
+    assert any(sentence in problem for problem in check_data(FOLDER, tmp_path).problems)
 
 
 def test_copies_are_found_by_pixels_whatever_the_file_is_called(folder: Path) -> None:

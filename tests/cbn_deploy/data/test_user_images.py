@@ -231,7 +231,7 @@ def test_list_with_another_root_spaces_and_no_class_names(
         ("train.txt", "/etc/secret.png 0", "lies outside"),
         ("train.txt", "a\0b.png 0", "lies outside"),
         ("train.txt", "a.png 0\nb.png 12345678901234", "is too large"),
-        ("train.txt", "a.png 0\nb.png 2", "1 class(es) have no training images (such as '1')"),
+        ("train.txt", "a.png 0\nb.png 2", "1 class has no training images; add some or remove the class (1)."),
         ("train.txt", "a.png 0\nb.png 0", "has 1 class; a classifier needs at least 2"),
         ("train.txt", "a" * 5000 + ".png cat\nb.png dog\nc.png cat\nd.png dog", "does not exist"),
         ("train.txt", "a.png cat\nb.png dog\nc.png cat\nd.png dog", "is listed but does not exist"),
