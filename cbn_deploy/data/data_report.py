@@ -25,7 +25,7 @@ _OTHER_IMAGES = frozenset(
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Readable images of one class."""
+    """Readable images of one class, after the hold-out: those that are trained on and those that are tested on."""
 
     name: str
     train: int
@@ -55,7 +55,7 @@ class DataReport:
     Attributes:
         name: of the data set.
         classes: readable images of every class, in label order.
-        has_test: whether the user gave test images (otherwise some of train are held out).
+        has_test: whether the user gave test images (otherwise those of ``classes`` are held out of train).
         test_source: the folder or list that they are from, if they are files.
         images: images examined.
         unreadable: files that cannot be used.
@@ -104,7 +104,7 @@ class DataReport:
         """One sentence for each thing to know that is in the nature of long-tailed data."""
         no_test = [c.name for c in self.classes if self.has_test and c.train and not c.test]
         small = [c.name for c in self.classes if 0 < c.train < _VERY_SMALL]
-        single = [c.name for c in self.classes if not self.has_test and c.train == 1]
+        single = [c.name for c in self.classes if not self.has_test and c.train and not c.test]
         sentences = (
             sentence_about(no_test, "class has", "classes have", "no test images, so its recall stays unknown."),
             sentence_about(
@@ -120,9 +120,9 @@ class DataReport:
         return tuple(sentence for sentence in sentences if sentence)
 
     def _class_problems(self) -> list[str]:
-        train = {c.name: c.train for c in self.classes}
+        given = {c.name: c.train if self.has_test else c.train + c.test for c in self.classes}
         test = {c.name: c.test for c in self.classes} if self.has_test else None
-        return class_problems(self.name, list(train), train, test)
+        return class_problems(self.name, list(given), given, test)
 
     def _image_problems(self) -> list[str]:
         def first(groups: tuple[Group, ...]) -> list[str]:
@@ -163,11 +163,10 @@ class DataReport:
         table = Table(title=f"{escape(self.name)}: {self.images} images, {len(self.classes)} classes")
         table.add_column("class")
         table.add_column("train", justify="right")
-        table.add_column("test", justify="right")
+        table.add_column("test" if self.has_test else "held out", justify="right")
         table.add_column("shots")
         for c in self.classes:
-            test = str(c.test) if self.has_test else "-"
-            table.add_row(escape(c.name), str(c.train), test, shot_group(c.train) if c.train else "none")
+            table.add_row(escape(c.name), str(c.train), str(c.test), shot_group(c.train) if c.train else "none")
         console.print(table)
         rho = "undefined" if self.rho is None else f"{self.rho:.1f}"
         shots = ", ".join(f"{count} {group}" for group, count in self.shots.items())
@@ -176,7 +175,10 @@ class DataReport:
         more = f" and {len(self.sizes) - 3} other sizes" if len(self.sizes) > 3 else ""
         console.print(f"image sizes: {sizes or 'none'}{more}; {', '.join(f'{kind} ({n})' for kind, n in self.kinds)}")
         if not self.has_test:
-            console.print("no test images given: a quarter of every class, at most 50 images, is held out of train")
+            held_out = sum(c.test for c in self.classes)
+            console.print(
+                f"no test images given: {held_out} are held out, a quarter of every class and at most 50 of it"
+            )
         elif self.test_source is not None:
             console.print(f"test images: those of {escape(self.test_source)}")
         if self.ignored:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from cbn_deploy.data.config import DataConfig
@@ -17,7 +18,7 @@ from cbn_deploy.data.data_report import ClassCount, DataReport, Group, Unreadabl
 from cbn_deploy.data.image_set import ImageSet, image_kind, read_image
 from cbn_deploy.data.list_doctor import check_published
 from cbn_deploy.data.list_report import ListReport
-from cbn_deploy.data.listing import LabelledFile, Listing, printable
+from cbn_deploy.data.listing import LabelledFile, Listing, held_out_counts, printable
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.data.user_images import list_images
@@ -123,9 +124,18 @@ def _fingerprint(image: Image.Image) -> bytes:
     return digest.digest()
 
 
+def _class_counts(listing: Listing, findings: _Findings) -> tuple[ClassCount, ...]:
+    counts = Counter((sample.split, sample.label) for group in findings.by_content.values() for sample in group)
+    train, test = (
+        np.array([counts[split, label] for label in listing.class_names], dtype=np.int64) for split in ("train", "test")
+    )
+    if listing.test is None:
+        test = held_out_counts(train)
+        train = train - test
+    return tuple(map(ClassCount, listing.class_names, train.tolist(), test.tolist()))
+
+
 def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _Findings) -> DataReport:
-    readable = [sample for group in findings.by_content.values() for sample in group]
-    counts = Counter((sample.split, sample.label) for sample in readable)
     groups = [group for group in findings.by_content.values() if len(group) > 1]
     duplicates, leaks, conflicts = [], [], []
     for group in groups:
@@ -141,9 +151,7 @@ def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _
             conflicts.append(record)
     return DataReport(
         name=name,
-        classes=tuple(
-            ClassCount(label, counts["train", label], counts["test", label]) for label in listing.class_names
-        ),
+        classes=_class_counts(listing, findings),
         has_test=listing.test is not None,
         test_source=listing.test_source,
         images=len(samples),

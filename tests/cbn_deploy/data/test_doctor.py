@@ -175,8 +175,19 @@ def test_without_test_images(folder: Path) -> None:
     assert any("none is held out and its recall stays unknown (dog)" in note for note in report.notes)
     assert not any("no test images, so" in note for note in report.notes)
     text = render(report)
-    assert "is held out" in text
+    assert "are held out" in text
     assert "1 file(s) ignored" in text
+
+
+def test_counts_are_those_after_the_hold_out(folder: Path) -> None:
+    shutil.rmtree(folder / "test")
+    report = check_data(FOLDER, folder)
+    data = load_data(FOLDER, folder)
+    assert tuple(c.train for c in report.classes) == data.class_counts == (90, 23, 5)
+    assert [c.test for c in report.classes] == np.bincount(data.test.labels).tolist()
+    assert report.rho == 18
+    assert report.shots == {"many": 0, "medium": 2, "few": 1}
+    assert "38 are held out" in render(report)
 
 
 def test_names_with_markup_are_printed_as_they_are(tmp_path: Path) -> None:
