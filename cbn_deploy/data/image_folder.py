@@ -116,10 +116,26 @@ def list_class_folders(split: Path) -> ClassFolders:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    found = []
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        # A broken link stays in: loading it names it, which beats losing an image silently.
-        if not hidden and (path.is_file() or path.is_symlink()):
-            found.append(path)
-    return found
+    """The files below ``folder``, sorted; linked folders are followed.
+
+    Every folder is read once, in its own place if it has one below ``folder``, so links in a circle come to an end.
+    """
+    top = folder.resolve()
+    found: list[Path] = []
+    folders, links, read = [folder], list[Path](), set[Path]()
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)
+        real = current.resolve()
+        # Not again, and not a folder above: it holds the other classes.
+        if real in read or (current != folder and top.is_relative_to(real)):
+            continue
+        read.add(real)
+        for path in sorted(current.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            # A broken link stays in: loading it names it, which beats losing an image silently.
+            elif path.is_file() or path.is_symlink():
+                found.append(path)
+    return sorted(found)

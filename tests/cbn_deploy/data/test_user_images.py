@@ -18,6 +18,7 @@ from cbn_deploy.data import (
     load_test_images,
 )
 from cbn_deploy.data.listing import hold_out, natural_sorted
+from cbn_deploy.data.user_images import list_images
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime import Preprocessing
 from cbn_deploy.runtime.preprocessing import decode_image, preprocess
@@ -146,6 +147,43 @@ def test_results_among_the_classes_are_no_class(folder: Path, run: str) -> None:
     assert len(load_test_images(flat, data.class_names, SMALL)) == 14
     report = check_data(DataConfig(source="image-folder"), flat)
     assert report.notes[-1] == "1 folder holds results of cbn-train and nothing to train on (runs)."
+
+
+def test_linked_folders_are_read_like_others(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for number in range(3):
+        write_image(elsewhere / "deep" / f"{number}.png", 100 + number)
+    class2 = folder / "train" / "class2"
+    (class2 / "2024").symlink_to(elsewhere)
+    data = load_image_folder(folder, SMALL)
+    assert data.class_counts == (8, 7, 2)
+    names = [data.train.name(index) for index in range(8, 15)]
+    linked = [f"2024/deep/{number}.png" for number in range(3)]
+    assert names == [str(class2 / name) for name in ("0.png", "1.png", "2.png", *linked, "3.png")]
+
+
+def test_links_in_a_circle_and_to_what_is_read_anyway_add_nothing(folder: Path) -> None:
+    class2 = folder / "train" / "class2"
+    write_image(class2 / "more" / "x.png", 99)
+    before = list_images(folder)
+    (class2 / "all").symlink_to(folder / "train")  # the other classes' images are not of this one
+    (class2 / "again").symlink_to(class2)
+    (class2 / "more" / "up").symlink_to("..")
+    (class2 / "a copy").symlink_to(class2 / "more")
+    assert list_images(folder) == before
+
+
+def test_the_order_of_the_files_decides_what_is_held_out(folder: Path) -> None:
+    class2 = folder / "train" / "class2"
+    for name in ("0/x.png", "0-1/x.png", "0.png.d/x.png", "b/a/x.png", "b/a.png", "b.png", "b/.hidden/x.png"):
+        write_image(class2 / name, 1)
+    relative = [
+        file.path.relative_to(class2).as_posix() for file in list_images(folder).train if file.label == "class2"
+    ]
+    assert relative == [
+        *("0/x.png", "0-1/x.png", "0.png", "0.png.d/x.png", "1.png", "2.png", "3.png"),
+        *("b/a/x.png", "b/a.png", "b.png"),
+    ]
 
 
 def test_a_link_to_nothing_is_called_one(folder: Path) -> None:
