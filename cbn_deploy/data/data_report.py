@@ -59,6 +59,7 @@ class DataReport:
         test_source: the folder or list that they are from, if they are files.
         images: images examined.
         unreadable: files that cannot be used.
+        too_large: images that are left alone for their size.
         duplicates: groups of identical images within train.
         leaks: groups of identical images in train and test.
         conflicts: groups of identical images under different classes.
@@ -74,6 +75,7 @@ class DataReport:
     test_source: str | None
     images: int
     unreadable: tuple[Unreadable, ...]
+    too_large: tuple[Unreadable, ...]
     duplicates: tuple[Group, ...]
     leaks: tuple[Group, ...]
     conflicts: tuple[Group, ...]
@@ -136,6 +138,12 @@ class DataReport:
                 "unreadable; replace or remove them before training.",
             ),
             sentence_about(
+                [file.name for file in self.too_large],
+                "image is",
+                "images are",
+                "too large; resize or remove them before training.",
+            ),
+            sentence_about(
                 [name for name in self.ignored if PurePath(name).suffix.lower() in _OTHER_IMAGES],
                 "image is",
                 "images are",
@@ -187,6 +195,8 @@ class DataReport:
             )
         for file in self.unreadable[:_SHOWN]:
             console.print(f"  unreadable: {escape(file.name)}: {escape(file.reason)}")
+        for file in self.too_large[:_SHOWN]:
+            console.print(f"  too large: {escape(file.name)}: {escape(file.reason)}")
         for note in self.notes:
             console.print(f"Note: {escape(note)}")
         if not self.problems:

@@ -22,7 +22,7 @@ from cbn_deploy.data.listing import LabelledFile, Listing, held_out_counts, prin
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.data.user_images import list_images
-from cbn_deploy.errors import CbnError, DataError
+from cbn_deploy.errors import CbnError, DataError, ImageTooLargeError
 
 __all__ = ["check_data"]
 
@@ -46,6 +46,7 @@ class _Findings:
     """What looking at the images brings up."""
 
     unreadable: list[Unreadable] = field(default_factory=list)
+    too_large: list[Unreadable] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     by_content: dict[bytes, list[_Sample]] = field(default_factory=lambda: defaultdict(list))
@@ -108,7 +109,8 @@ def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings
         try:
             image = sample.read()
         except CbnError as error:
-            findings.unreadable.append(Unreadable(sample.name, printable(str(error))))
+            kind = findings.too_large if isinstance(error, ImageTooLargeError) else findings.unreadable
+            kind.append(Unreadable(sample.name, printable(str(error))))
         else:
             findings.sizes[image.size] += 1
             findings.kinds["array RGB" if sample.path is None else image_kind(sample.path)] += 1
@@ -156,6 +158,7 @@ def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _
         test_source=listing.test_source,
         images=len(samples),
         unreadable=tuple(findings.unreadable),
+        too_large=tuple(findings.too_large),
         duplicates=tuple(duplicates),
         leaks=tuple(leaks),
         conflicts=tuple(conflicts),

@@ -68,7 +68,7 @@ def test_bad_files_are_reported_and_not_counted(folder: Path) -> None:
     ants = folder / "train" / "ant"
     (ants / "0.png").write_bytes(b"")
     (ants / "1.png").write_bytes((ants / "1.png").read_bytes()[:300])
-    (ants / "2.png").write_bytes(png_header(10_000, 10_000))
+    (ants / "2.png").write_bytes(png_header(100, 100))
     (ants / "3.png").write_text("<html>not found</html>")
     (ants / "4.png").unlink()
     (ants / "4.png").symlink_to(ants / "nowhere.png")
@@ -78,7 +78,7 @@ def test_bad_files_are_reported_and_not_counted(folder: Path) -> None:
     assert "No such file" in reasons["train/ant/4.png"]
     assert "empty" in reasons["train/ant/0.png"]
     assert "truncated" in reasons["train/ant/1.png"]
-    assert "pixels" in reasons["train/ant/2.png"]
+    assert "damaged" in reasons["train/ant/2.png"]
     assert "not a readable" in reasons["train/ant/3.png"]
     assert report.classes[0].train == 115
     assert any(
@@ -86,6 +86,15 @@ def test_bad_files_are_reported_and_not_counted(folder: Path) -> None:
         for problem in report.problems
     )
     assert f"unreadable: train/ant/2.png: {reasons['train/ant/2.png']}" in render(report)
+
+
+def test_images_that_are_too_large_are_to_be_resized(folder: Path) -> None:
+    (folder / "train" / "ant" / "0.png").write_bytes(png_header(10_000, 10_000))
+    report = check_data(FOLDER, folder)
+    assert report.unreadable == ()
+    assert report.problems == ("1 image is too large; resize or remove them before training (train/ant/0.png).",)
+    assert f"too large: train/ant/0.png: {report.too_large[0].reason}" in render(report)
+    assert "pixels" in report.too_large[0].reason
 
 
 def test_a_listed_file_that_is_missing_is_unreadable(folder: Path) -> None:
