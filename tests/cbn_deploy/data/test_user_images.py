@@ -257,6 +257,19 @@ def test_list_with_another_root_spaces_and_no_class_names(
     assert len(data.test) == 1
 
 
+@pytest.mark.parametrize("heading", ["path,label", "image_path,label", "Filename,Class", "x" * 5000 + ",y"])
+def test_the_heading_of_a_csv_is_no_image(folder: Path, heading: str) -> None:
+    (folder / "train.csv").write_text(f"{heading}\ntrain/Class1/0.png,a\ntrain/class2/0.png,b\n")
+    assert [file.label for file in list_images(folder).train] == ["a", "b"]
+
+
+def test_the_first_line_of_a_csv_may_be_an_image(folder: Path) -> None:
+    shutil.copy(folder / "train" / "Class1" / "0.png", folder / "image")
+    for first in ("image", "train/Class1/0.png"):
+        (folder / "train.csv").write_text(f"{first},a\ntrain/class2/0.png,b\n")
+        assert [file.label for file in list_images(folder).train] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
