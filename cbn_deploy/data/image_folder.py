@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, natural_sorted
+from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, natural_sorted, spelling
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
@@ -53,11 +53,12 @@ def list_image_folder(data_dir: Path) -> Listing:
             )
         train = data_dir
     splits = [list_class_folders(split) for split in (train, test) if split is not None]
+    spell = spelling(splits[0].names)
     return Listing(
         root=data_dir,
-        class_names=tuple(natural_sorted({name for split in splits for name in split.names})),
+        class_names=tuple(natural_sorted({spell(name) for split in splits for name in split.names})),
         train=splits[0].files,
-        test=None if test is None else splits[1].files,
+        test=None if test is None else tuple(LabelledFile(f.path, spell(f.label)) for f in splits[1].files),
         ignored=tuple(path for split in splits for path in split.ignored),
         runs=tuple(path for split in splits for path in split.runs),
         test_source=None if test is None else test.name,

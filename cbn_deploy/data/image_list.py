@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from cbn_deploy.data.labelled_list import MAX_CLASSES, leaves_root, read_text
-from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
+from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted, spelling
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
@@ -44,10 +44,12 @@ def list_image_lists(
         DataError: a list cannot be read, is empty, or a line is malformed or points outside the root.
     """
     root = train_list.parent if root is None else root
-    train = _read(train_list, root)
-    test = None if test_list is None else _read(test_list, root)
-    both = [*train, *(test or [])]
     names = read_class_names(train_list.parent / "classes.txt") if class_names is None else list(class_names)
+    train = _read(train_list, root)
+    spell = spelling([label for _, label in train] if names is None else names)
+    train = [(path, spell(label)) for path, label in train]
+    test = None if test_list is None else [(path, spell(label)) for path, label in _read(test_list, root)]
+    both = [*train, *(test or [])]
     as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
     if as_indices:
         names = names or [str(index) for index in range(_class_count(train_list, both))]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from numpy.typing import NDArray
 from cbn_deploy.data.problems import NONE_TO_HOLD_OUT
 from cbn_deploy.errors import DataError
 
-__all__ = ["LabelledFile", "Listing", "check_utf8", "held_out_counts", "hold_out", "natural_sorted", "printable"]
+__all__ = [
+    "LabelledFile",
+    "Listing",
+    "check_utf8",
+    "held_out_counts",
+    "hold_out",
+    "natural_sorted",
+    "printable",
+    "spelling",
+]
 
 _HELD_OUT_PART, _MOST_HELD_OUT = 4, 50
 
@@ -58,6 +68,16 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
         return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
 
     return sorted(names, key=key)
+
+
+def spelling(names: Iterable[str]) -> Callable[[str], str]:
+    """A function from a class name to the one of ``names`` that a person would call the same; others stay as they are.
+
+    An accented letter is one character or two, by who wrote it: macOS takes names apart, most others do not.
+    """
+    names = list(names)
+    same = {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}
+    return lambda name: same.get(name, same.get(unicodedata.normalize("NFC", name), name))
 
 
 def check_utf8(folder: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cbn_deploy.data.image_folder import TEST_NAMES, find_split, list_class_folders, list_image_folder
 from cbn_deploy.data.image_list import find_list, list_image_lists
 from cbn_deploy.data.image_set import FileImageSet, LongTailedData
-from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, hold_out
+from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, hold_out, spelling
 from cbn_deploy.data.problems import class_problems
 from cbn_deploy.data.published_lists import find_published_test_list, published_test_images
 from cbn_deploy.errors import DataError
@@ -87,7 +87,10 @@ def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: 
     if test_list is not None:
         files: Sequence[LabelledFile] = list_image_lists(test_list, class_names=class_names).train
     else:
-        files = list_class_folders(_test_folder(data_dir)).files
+        spell = spelling(class_names)
+        files = [
+            LabelledFile(file.path, spell(file.label)) for file in list_class_folders(_test_folder(data_dir)).files
+        ]
     if not files:
         raise DataError(f"{data_dir} has no test images; expected {data_dir}/test/CLASS/*.jpg (or .png, .webp, .bmp).")
     unknown = sorted({file.label for file in files} - set(class_names))

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -215,6 +217,28 @@ def test_a_data_set_whose_name_is_not_utf8_is_refused(folder: Path) -> None:
     (folder / "train").rename(named / "train")
     with pytest.raises(DataError, match=r"/caf\\xe9 is not UTF-8; rename the folder\."):
         load_image_folder(named, SMALL)
+
+
+@pytest.mark.parametrize(("train", "test"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("kind", ["folders", "lists", "lists and classes.txt"])
+def test_a_class_may_be_spelled_in_two_forms_of_unicode(
+    folder: Path, train: Literal["NFC", "NFD"], test: Literal["NFC", "NFD"], kind: str
+) -> None:
+    names = {split: unicodedata.normalize(form, "café") for split, form in (("train", train), ("test", test))}
+    assert names["train"] != names["test"]
+    for split, name in names.items():
+        (folder / split / "class2").rename(folder / split / name)
+        if kind != "folders":
+            lines = [f"{path.relative_to(folder)} {path.parent.name}" for path in (folder / split).rglob("*.*")]
+            (folder / f"{split}.txt").write_text("\n".join(lines))
+    if kind == "lists and classes.txt":
+        (folder / "classes.txt").write_text(f"{names['train']}\nClass1\nclass10\n")
+    data = load_image_folder(folder, SMALL)
+    cafe = data.class_names.index(names["train"])
+    assert len(data.class_names) == 3
+    assert data.class_counts[cafe] == 4
+    assert data.test.labels.tolist().count(cafe) == 1
+    assert load_test_images(folder, data.class_names, SMALL).labels.tolist().count(cafe) == 1
 
 
 def test_natural_order() -> None:
