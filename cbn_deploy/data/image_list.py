@@ -2,7 +2,7 @@
 
 A label is a class name or a 0-based index. If every label is a number they are indices, and a ``classes.txt`` beside
 the list (one name a line) names them; otherwise labels are names, in natural order unless ``classes.txt`` orders them.
-Paths are relative to the root, which they must not leave. A CSV may begin with a heading.
+Paths are relative to the folder of the (training) list, which they must not leave. A CSV may begin with a heading.
 """
 
 from __future__ import annotations
@@ -29,21 +29,19 @@ def find_list(data_dir: Path, *names: str) -> Path | None:
 def list_image_lists(
     train_list: Path,
     test_list: Path | None = None,
-    root: Path | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Listing:
-    """Read one or two lists; opens no image.
+    """Read one or two lists, with paths relative to the folder of the first; opens no image.
 
     Args:
         train_list: CSV (by its ending) or text.
         test_list: the same for the test images.
-        root: what paths are relative to; the folder of ``train_list`` if ``None``.
         class_names: in place of ``classes.txt``.
 
     Raises:
-        DataError: a list cannot be read, is empty, or a line is malformed or points outside the root.
+        DataError: a list cannot be read, is empty, or a line is malformed or points outside the folder.
     """
-    root = train_list.parent if root is None else root
+    root = train_list.parent
     names = read_class_names(train_list.parent / "classes.txt") if class_names is None else list(class_names)
     train = _read(train_list, root)
     spell = spelling([label for _, label in train] if names is None else names)

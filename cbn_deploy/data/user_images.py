@@ -18,7 +18,7 @@ from cbn_deploy.data.published_lists import find_published_test_list, published_
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
 
-__all__ = ["list_images", "load_image_folder", "load_image_list", "load_test_images"]
+__all__ = ["list_images", "load_image_folder", "load_test_images"]
 
 
 def list_images(data_dir: Path) -> Listing:
@@ -53,20 +53,27 @@ def load_image_folder(
     Raises:
         DataError: nothing to train on, a class without training images, a listed file that does not exist.
     """
-    return _load(list_images(data_dir), preprocessing, seed, cache_bytes)
+    listing = list_images(data_dir)
+    _check(listing)
+    train = list(listing.train)
+    if listing.test is None:
+        train_indices, test_indices = hold_out(_labels(train, listing.class_names), seed)
+        train, test = [train[i] for i in train_indices], [train[i] for i in test_indices]
+    else:
+        test = list(listing.test)
 
+    def image_set(files: Sequence[LabelledFile]) -> FileImageSet:
+        return FileImageSet(
+            [file.path for file in files], _labels(files, listing.class_names), preprocessing, cache_bytes
+        )
 
-def load_image_list(
-    train_list: Path,
-    test_list: Path | None,
-    preprocessing: Preprocessing,
-    *,
-    root: Path | None = None,
-    seed: int = 0,
-    cache_bytes: int = 0,
-) -> LongTailedData:
-    """The same for lists of any name (see ``image_list``)."""
-    return _load(list_image_lists(Path(train_list), test_list, root), preprocessing, seed, cache_bytes)
+    return LongTailedData(
+        name=listing.root.resolve().name,
+        train=image_set(train),
+        test=image_set(test),
+        class_names=listing.class_names,
+        preprocessing=preprocessing,
+    )
 
 
 def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: Preprocessing) -> FileImageSet:
@@ -111,29 +118,6 @@ def _test_folder(data_dir: Path) -> Path:
     return test or data_dir
 
 
-def _load(listing: Listing, preprocessing: Preprocessing, seed: int, cache_bytes: int) -> LongTailedData:
-    _check(listing)
-    train = list(listing.train)
-    if listing.test is None:
-        train_indices, test_indices = hold_out(_labels(train, listing.class_names), seed)
-        train, test = [train[i] for i in train_indices], [train[i] for i in test_indices]
-    else:
-        test = list(listing.test)
-
-    def image_set(files: Sequence[LabelledFile]) -> FileImageSet:
-        return FileImageSet(
-            [file.path for file in files], _labels(files, listing.class_names), preprocessing, cache_bytes
-        )
-
-    return LongTailedData(
-        name=listing.root.resolve().name,
-        train=image_set(train),
-        test=image_set(test),
-        class_names=listing.class_names,
-        preprocessing=preprocessing,
-    )
-
-
 def _check(listing: Listing) -> None:
     train = Counter(file.label for file in listing.train)
     test = None if listing.test is None else Counter(file.label for file in listing.test)
@@ -144,7 +128,7 @@ def _check(listing: Listing) -> None:
     if missing is not None:
         if _is_link(missing):
             raise DataError(f"{missing} is a link to a file that does not exist; remove it or its line in the list.")
-        raise DataError(f"{missing} is listed but does not exist; correct the list or its root.")
+        raise DataError(f"{missing} is listed but does not exist; correct the list.")
 
 
 def _exists(path: Path) -> bool:

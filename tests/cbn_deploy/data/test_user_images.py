@@ -16,7 +16,6 @@ from cbn_deploy.data import (
     evaluation_batches,
     load_data,
     load_image_folder,
-    load_image_list,
     load_test_images,
 )
 from cbn_deploy.data.listing import hold_out, natural_sorted
@@ -266,16 +265,13 @@ def test_lists(folder: Path, style: str) -> None:
     assert data.test.labels.tolist() == [names.index(Path(data.test.name(i)).parent.name) for i in range(3)]
 
 
-def test_list_with_another_root_spaces_and_no_class_names(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_list_with_spaces_and_no_class_names(folder: Path) -> None:
     write_image(folder / "train" / "class2" / "a b.png", 5)
-    lists = tmp_path_factory.mktemp("lists")
-    (lists / "my_train.lst").write_text(
+    (folder / "train.txt").write_text(
         "train/class2/a b.png 1\ntrain/Class1/0.png\t0\n./train/class2/../class2/0.png 1\n"
     )
-    (lists / "my_test.lst").write_text("test/class2/t.JPG 1\n")
-    data = load_image_list(lists / "my_train.lst", lists / "my_test.lst", SMALL, root=folder)
+    (folder / "test.txt").write_text("test/class2/t.JPG 1\n")
+    data = load_image_folder(folder, SMALL)
     assert data.class_names == ("0", "1")
     assert data.train.labels.tolist() == [1, 0, 1]
     assert len(data.test) == 1
