@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.atomic import atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
@@ -307,7 +308,15 @@ def _beside_the_paper(paper: Comparison) -> list[str]:
 def _check_data(recipe: Recipe, data: Path | None, console: Console) -> None:
     from cbn_deploy.data import check_data
 
-    report = check_data(recipe.data, data)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    on_screen = Console(stderr=True)
+    with Progress(*columns, console=on_screen, transient=True, disable=not on_screen.is_terminal) as bar:
+        task = bar.add_task("Listing", total=None)
+        report = check_data(
+            recipe.data,
+            data,
+            lambda done, total: bar.update(task, description="Decoding", completed=done, total=total),
+        )
     report.render(console)
     if report.problems:
         raise DataError(f"{len(report.problems)} problem(s) found in {report.name}; see above what to do.")

@@ -15,7 +15,7 @@ from cbn_deploy.data.loader import training_loader
 from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
 from cbn_deploy.data.published_lists import load_published
 from cbn_deploy.data.published_sets import PUBLISHED_SETS
-from cbn_deploy.data.user_images import load_image_folder, load_image_list, load_test_images
+from cbn_deploy.data.user_images import load_image_folder, load_test_images
 
 __all__ = [
     "PUBLISHED_SETS",
@@ -36,7 +36,6 @@ __all__ = [
     "load_data",
     "load_digits_lt",
     "load_image_folder",
-    "load_image_list",
     "load_published",
     "load_test_images",
     "long_tail_counts",

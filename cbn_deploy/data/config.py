@@ -25,7 +25,7 @@ class DataConfig:
             Image folders and published lists are used as they are.
         image_size: height and width in pixels of the model's input; digits and CIFAR are 32.
         resize_shorter: photographs: resize the shorter edge to this and crop the centre; ``None`` squeezes.
-        seed: of the subset and of a hold-out split (the published CIFAR subsets use 0).
+        seed: of the subset and of a hold-out split, 0 to 2**32 - 1 (the published CIFAR subsets use 0).
         cache_mb: image folders: keep resized images in memory when they all fit into this many megabytes.
         lists: published sets: the folder of the list files, where it is not that of the images.
     """
@@ -47,6 +47,8 @@ class DataConfig:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if self.resize_shorter is not None and self.resize_shorter < self.image_size:
             raise ValueError(f"resize_shorter must be at least image_size={self.image_size}, got {self.resize_shorter}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if self.cache_mb < 0:
             raise ValueError(f"cache_mb must not be negative, got {self.cache_mb}")
 

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cbn_deploy.data.problems import class_problems, sentence_about
 from cbn_deploy.runtime.description import shot_group
 
-__all__ = ["ClassCount", "DataReport", "Group", "Unreadable", "sentence_about"]
+__all__ = ["ClassCount", "DataReport", "Group", "Unreadable"]
 
 # Fewer training images than this cannot show a class's variety; fewer than two leave nothing to learn from.
 _VERY_SMALL = 5
@@ -24,7 +25,7 @@ _OTHER_IMAGES = frozenset(
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Readable images of one class."""
+    """Readable images of one class, after the hold-out: those that are trained on and those that are tested on."""
 
     name: str
     train: int
@@ -54,16 +55,18 @@ class DataReport:
     Attributes:
         name: of the data set.
         classes: readable images of every class, in label order.
-        has_test: whether the user gave test images (otherwise some of train are held out).
+        has_test: whether the user gave test images (otherwise those of ``classes`` are held out of train).
         test_source: the folder or list that they are from, if they are files.
         images: images examined.
         unreadable: files that cannot be used.
+        too_large: images that are left alone for their size.
         duplicates: groups of identical images within train.
         leaks: groups of identical images in train and test.
         conflicts: groups of identical images under different classes.
         sizes: ((width, height), images), most frequent first.
         kinds: (file format and colour mode, images), most frequent first.
         ignored: files in the folders that are no images by their name.
+        runs: folders beside the classes that hold results of cbn-train.
     """
 
     name: str
@@ -72,12 +75,14 @@ class DataReport:
     test_source: str | None
     images: int
     unreadable: tuple[Unreadable, ...]
+    too_large: tuple[Unreadable, ...]
     duplicates: tuple[Group, ...]
     leaks: tuple[Group, ...]
     conflicts: tuple[Group, ...]
     sizes: tuple[tuple[tuple[int, int], int], ...]
     kinds: tuple[tuple[str, int], ...]
     ignored: tuple[str, ...]
+    runs: tuple[str, ...]
 
     @property
     def rho(self) -> float | None:
@@ -101,7 +106,7 @@ class DataReport:
         """One sentence for each thing to know that is in the nature of long-tailed data."""
         no_test = [c.name for c in self.classes if self.has_test and c.train and not c.test]
         small = [c.name for c in self.classes if 0 < c.train < _VERY_SMALL]
-        single = [c.name for c in self.classes if not self.has_test and c.train == 1]
+        single = [c.name for c in self.classes if not self.has_test and c.train and not c.test]
         sentences = (
             sentence_about(no_test, "class has", "classes have", "no test images, so its recall stays unknown."),
             sentence_about(
@@ -110,15 +115,16 @@ class DataReport:
             sentence_about(
                 single, "class has", "classes have", "one image only, so none is held out and its recall stays unknown."
             ),
+            sentence_about(
+                list(self.runs), "folder holds", "folders hold", "results of cbn-train and nothing to train on."
+            ),
         )
         return tuple(sentence for sentence in sentences if sentence)
 
     def _class_problems(self) -> list[str]:
-        no_train = [c.name for c in self.classes if not c.train]
-        return [
-            "" if len(self.classes) > 1 else f"There is {len(self.classes)} class; a classifier needs at least 2.",
-            sentence_about(no_train, "class has", "classes have", "no training images; add some or remove the class."),
-        ]
+        given = {c.name: c.train if self.has_test else c.train + c.test for c in self.classes}
+        test = {c.name: c.test for c in self.classes} if self.has_test else None
+        return class_problems(self.name, list(given), given, test)
 
     def _image_problems(self) -> list[str]:
         def first(groups: tuple[Group, ...]) -> list[str]:
@@ -130,6 +136,12 @@ class DataReport:
                 "file is",
                 "files are",
                 "unreadable; replace or remove them before training.",
+            ),
+            sentence_about(
+                [file.name for file in self.too_large],
+                "image is",
+                "images are",
+                "too large; resize or remove them before training.",
             ),
             sentence_about(
                 [name for name in self.ignored if PurePath(name).suffix.lower() in _OTHER_IMAGES],
@@ -159,11 +171,10 @@ class DataReport:
         table = Table(title=f"{escape(self.name)}: {self.images} images, {len(self.classes)} classes")
         table.add_column("class")
         table.add_column("train", justify="right")
-        table.add_column("test", justify="right")
+        table.add_column("test" if self.has_test else "held out", justify="right")
         table.add_column("shots")
         for c in self.classes:
-            test = str(c.test) if self.has_test else "-"
-            table.add_row(escape(c.name), str(c.train), test, shot_group(c.train) if c.train else "none")
+            table.add_row(escape(c.name), str(c.train), str(c.test), shot_group(c.train) if c.train else "none")
         console.print(table)
         rho = "undefined" if self.rho is None else f"{self.rho:.1f}"
         shots = ", ".join(f"{count} {group}" for group, count in self.shots.items())
@@ -172,7 +183,10 @@ class DataReport:
         more = f" and {len(self.sizes) - 3} other sizes" if len(self.sizes) > 3 else ""
         console.print(f"image sizes: {sizes or 'none'}{more}; {', '.join(f'{kind} ({n})' for kind, n in self.kinds)}")
         if not self.has_test:
-            console.print("no test images given: a quarter of every class, at most 50 images, is held out of train")
+            held_out = sum(c.test for c in self.classes)
+            console.print(
+                f"no test images given: {held_out} are held out, a quarter of every class and at most 50 of it"
+            )
         elif self.test_source is not None:
             console.print(f"test images: those of {escape(self.test_source)}")
         if self.ignored:
@@ -181,17 +195,11 @@ class DataReport:
             )
         for file in self.unreadable[:_SHOWN]:
             console.print(f"  unreadable: {escape(file.name)}: {escape(file.reason)}")
+        for file in self.too_large[:_SHOWN]:
+            console.print(f"  too large: {escape(file.name)}: {escape(file.reason)}")
         for note in self.notes:
             console.print(f"Note: {escape(note)}")
         if not self.problems:
             console.print("[green]No problems found.[/green]")
         for problem in self.problems:
             console.print(f"[yellow]Problem:[/yellow] {escape(problem)}")
-
-
-def sentence_about(names: list[str], one: str, many: str, rest: str) -> str:
-    """ "2 classes have (a, b) no ..." or nothing if there are none; names the first three."""
-    if not names:
-        return ""
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {one if len(names) == 1 else many} {rest.rstrip('.')} ({shown})."

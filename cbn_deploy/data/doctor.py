@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from cbn_deploy.data.config import DataConfig
@@ -17,11 +18,11 @@ from cbn_deploy.data.data_report import ClassCount, DataReport, Group, Unreadabl
 from cbn_deploy.data.image_set import ImageSet, image_kind, read_image
 from cbn_deploy.data.list_doctor import check_published
 from cbn_deploy.data.list_report import ListReport
-from cbn_deploy.data.listing import LabelledFile, Listing
+from cbn_deploy.data.listing import LabelledFile, Listing, held_out_counts, printable
 from cbn_deploy.data.load import load_data
 from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.data.user_images import list_images
-from cbn_deploy.errors import CbnError, DataError
+from cbn_deploy.errors import CbnError, DataError, ImageTooLargeError
 
 __all__ = ["check_data"]
 
@@ -45,6 +46,7 @@ class _Findings:
     """What looking at the images brings up."""
 
     unreadable: list[Unreadable] = field(default_factory=list)
+    too_large: list[Unreadable] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     by_content: dict[bytes, list[_Sample]] = field(default_factory=lambda: defaultdict(list))
@@ -98,7 +100,7 @@ def _set_samples(split: Split, images: ImageSet, class_names: Sequence[str]) -> 
 
 
 def _short(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings:
@@ -107,7 +109,8 @@ def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings
         try:
             image = sample.read()
         except CbnError as error:
-            findings.unreadable.append(Unreadable(sample.name, str(error)))
+            kind = findings.too_large if isinstance(error, ImageTooLargeError) else findings.unreadable
+            kind.append(Unreadable(sample.name, printable(str(error))))
         else:
             findings.sizes[image.size] += 1
             findings.kinds["array RGB" if sample.path is None else image_kind(sample.path)] += 1
@@ -123,9 +126,18 @@ def _fingerprint(image: Image.Image) -> bytes:
     return digest.digest()
 
 
+def _class_counts(listing: Listing, findings: _Findings) -> tuple[ClassCount, ...]:
+    counts = Counter((sample.split, sample.label) for group in findings.by_content.values() for sample in group)
+    train, test = (
+        np.array([counts[split, label] for label in listing.class_names], dtype=np.int64) for split in ("train", "test")
+    )
+    if listing.test is None:
+        test = held_out_counts(train)
+        train = train - test
+    return tuple(map(ClassCount, listing.class_names, train.tolist(), test.tolist()))
+
+
 def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _Findings) -> DataReport:
-    readable = [sample for group in findings.by_content.values() for sample in group]
-    counts = Counter((sample.split, sample.label) for sample in readable)
     groups = [group for group in findings.by_content.values() if len(group) > 1]
     duplicates, leaks, conflicts = [], [], []
     for group in groups:
@@ -141,17 +153,17 @@ def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _
             conflicts.append(record)
     return DataReport(
         name=name,
-        classes=tuple(
-            ClassCount(label, counts["train", label], counts["test", label]) for label in listing.class_names
-        ),
+        classes=_class_counts(listing, findings),
         has_test=listing.test is not None,
         test_source=listing.test_source,
         images=len(samples),
         unreadable=tuple(findings.unreadable),
+        too_large=tuple(findings.too_large),
         duplicates=tuple(duplicates),
         leaks=tuple(leaks),
         conflicts=tuple(conflicts),
         sizes=tuple(sorted(findings.sizes.items(), key=lambda item: (-item[1], item[0]))),
         kinds=tuple(findings.kinds.most_common()),
         ignored=tuple(_short(path, listing.root) for path in listing.ignored),
+        runs=tuple(_short(path, listing.root) for path in listing.runs),
     )

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
+from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, natural_sorted, spelling
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
-__all__ = ["TEST_NAMES", "find_split", "list_class_folders", "list_image_folder"]
+__all__ = ["TEST_NAMES", "ClassFolders", "find_split", "list_class_folders", "list_image_folder"]
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 """What the folder of the test images may be called. Nothing is chosen by them, so a validation set will do."""
+
+# What cbn-train writes from the first step of a run on. Its default --out is ./runs, which lies among the classes where
+# --data is the working directory; the report's plots would make a class of it.
+_RUN_FILES = frozenset({"last.pt", "metrics.jsonl"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFolders:
+    """What lies in a folder of class folders.
+
+    Attributes:
+        names: of the classes, also of those without images, in natural order.
+        files: the images, class by class.
+        ignored: files that are no images by their name.
+        runs: folders that are no classes, because results of cbn-train lie in them.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[LabelledFile, ...]
+    ignored: tuple[Path, ...]
+    runs: tuple[Path, ...]
 
 
 def list_image_folder(data_dir: Path) -> Listing:
@@ -30,18 +52,15 @@ def list_image_folder(data_dir: Path) -> Listing:
                 f"{data_dir}/CLASS/*.jpg, or a list {data_dir}/train.csv or train.txt."
             )
         train = data_dir
-    train_classes, train_files, ignored = list_class_folders(train)
-    test_files = None
-    test_classes: list[str] = []
-    if test is not None:
-        test_classes, test_files, test_ignored = list_class_folders(test)
-        ignored += test_ignored
+    splits = [list_class_folders(split) for split in (train, test) if split is not None]
+    spell = spelling(splits[0].names)
     return Listing(
         root=data_dir,
-        class_names=tuple(natural_sorted({*train_classes, *test_classes})),
-        train=tuple(train_files),
-        test=None if test_files is None else tuple(test_files),
-        ignored=tuple(ignored),
+        class_names=tuple(natural_sorted({spell(name) for split in splits for name in split.names})),
+        train=splits[0].files,
+        test=None if test is None else tuple(LabelledFile(f.path, spell(f.label)) for f in splits[1].files),
+        ignored=tuple(path for split in splits for path in split.ignored),
+        runs=tuple(path for split in splits for path in split.runs),
         test_source=None if test is None else test.name,
     )
 
@@ -70,36 +89,54 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def list_class_folders(split: Path) -> tuple[list[str], list[LabelledFile], list[Path]]:
-    """Class names (also of empty folders), their image files at any depth, and files that are no images.
+def list_class_folders(split: Path) -> ClassFolders:
+    """The classes in ``split`` and their files at any depth.
 
     Hidden files and folders are passed over.
 
     Raises:
-        DataError: ``split`` has no class folder, or cannot be read.
+        DataError: ``split`` has no class folder, one whose name is not UTF-8, or cannot be read.
     """
     try:
-        classes = natural_sorted(e.name for e in split.iterdir() if e.is_dir() and not e.name.startswith("."))
-        if not classes:
-            raise DataError(f"{split} has no class folders; expected {split}/CLASS/*.jpg (or .png, .webp, .bmp).")
-        files: list[LabelledFile] = []
-        ignored: list[Path] = []
-        for label in classes:
-            for path in _visible_files(split / label):
-                if _is_image(path):
-                    files.append(LabelledFile(path, label))
-                else:
-                    ignored.append(path)
+        folders = natural_sorted(e.name for e in split.iterdir() if e.is_dir() and not e.name.startswith("."))
+        contents = {name: _visible_files(split / name) for name in folders}
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or split}: {error.strerror or error}.") from error
-    return classes, files, ignored
+    runs = [name for name, paths in contents.items() if any(path.name in _RUN_FILES for path in paths)]
+    classes = {name: paths for name, paths in contents.items() if name not in runs}
+    if not classes:
+        raise DataError(f"{split} has no class folders; expected {split}/CLASS/*.jpg (or .png, .webp, .bmp).")
+    for name in classes:
+        check_utf8(split / name)
+    return ClassFolders(
+        names=tuple(classes),
+        files=tuple(LabelledFile(path, name) for name, paths in classes.items() for path in paths if _is_image(path)),
+        ignored=tuple(path for paths in classes.values() for path in paths if not _is_image(path)),
+        runs=tuple(split / name for name in runs),
+    )
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    found = []
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        # A broken link stays in: loading it names it, which beats losing an image silently.
-        if not hidden and (path.is_file() or path.is_symlink()):
-            found.append(path)
-    return found
+    """The files below ``folder``, sorted; linked folders are followed.
+
+    Every folder is read once, in its own place if it has one below ``folder``, so links in a circle come to an end.
+    """
+    top = folder.resolve()
+    found: list[Path] = []
+    folders, links, read = [folder], list[Path](), set[Path]()
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)
+        real = current.resolve()
+        # Not again, and not a folder above: it holds the other classes.
+        if real in read or (current != folder and top.is_relative_to(real)):
+            continue
+        read.add(real)
+        for path in sorted(current.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            # A broken link stays in: loading it names it, which beats losing an image silently.
+            elif path.is_file() or path.is_symlink():
+                found.append(path)
+    return sorted(found)

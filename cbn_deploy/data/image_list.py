@@ -2,7 +2,7 @@
 
 A label is a class name or a 0-based index. If every label is a number they are indices, and a ``classes.txt`` beside
 the list (one name a line) names them; otherwise labels are names, in natural order unless ``classes.txt`` orders them.
-Paths are relative to the root, which they must not leave.
+Paths are relative to the folder of the (training) list, which they must not leave. A CSV may begin with a heading.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from cbn_deploy.data.labelled_list import MAX_CLASSES, leaves_root, read_text
-from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted
+from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted, spelling
 from cbn_deploy.errors import DataError
+from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
 __all__ = ["find_list", "list_image_lists", "read_class_names"]
-
-_HEADERS = frozenset({"path", "file", "filename", "image"})
 
 
 def find_list(data_dir: Path, *names: str) -> Path | None:
@@ -30,25 +29,25 @@ def find_list(data_dir: Path, *names: str) -> Path | None:
 def list_image_lists(
     train_list: Path,
     test_list: Path | None = None,
-    root: Path | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Listing:
-    """Read one or two lists; opens no image.
+    """Read one or two lists, with paths relative to the folder of the first; opens no image.
 
     Args:
         train_list: CSV (by its ending) or text.
         test_list: the same for the test images.
-        root: what paths are relative to; the folder of ``train_list`` if ``None``.
         class_names: in place of ``classes.txt``.
 
     Raises:
-        DataError: a list cannot be read, is empty, or a line is malformed or points outside the root.
+        DataError: a list cannot be read, is empty, or a line is malformed or points outside the folder.
     """
-    root = train_list.parent if root is None else root
-    train = _read(train_list, root)
-    test = None if test_list is None else _read(test_list, root)
-    both = [*train, *(test or [])]
+    root = train_list.parent
     names = read_class_names(train_list.parent / "classes.txt") if class_names is None else list(class_names)
+    train = _read(train_list, root)
+    spell = spelling([label for _, label in train] if names is None else names)
+    train = [(path, spell(label)) for path, label in train]
+    test = None if test_list is None else [(path, spell(label)) for path, label in _read(test_list, root)]
+    both = [*train, *(test or [])]
     as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
     if as_indices:
         names = names or [str(index) for index in range(_class_count(train_list, both))]
@@ -69,7 +68,7 @@ def list_image_lists(
 
 def _read(path: Path, root: Path) -> list[tuple[Path, str]]:
     text = read_text(path)
-    rows = list(_csv_rows(path, text) if path.suffix.lower() == ".csv" else _text_rows(path, text))
+    rows = list(_csv_rows(path, text, root) if path.suffix.lower() == ".csv" else _text_rows(path, text))
     if not rows:
         raise DataError(f"The list {path} is empty; expected a line 'path label' for each image.")
     return [(_inside(root, name, path, number), label) for number, name, label in rows]
@@ -85,18 +84,24 @@ def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
         yield number, parts[0], parts[1]
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
+def _csv_rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, str, str]]:
     reader = csv.reader(text.splitlines())
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if not any(cells) or (reader.line_num == 1 and cells[0].lower() in _HEADERS):
+            if not any(cells) or (reader.line_num == 1 and _is_heading(cells[0], root)):
                 continue
             if len(cells) != 2 or not all(cells):
                 raise DataError(f"{path}, line {reader.line_num}: expected 'path,label', got {','.join(row)!r}.")
             yield reader.line_num, cells[0], cells[1]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _is_heading(cell: str, root: Path) -> bool:
+    """Whether the first cell of a CSV names a column, as people and programs call it, and no image."""
+    # Path.is_file() would raise for a name that is too long for the file system.
+    return PurePath(cell).suffix.lower() not in IMAGE_SUFFIXES and not os.path.isfile(root / cell)  # noqa: PTH113
 
 
 def _inside(root: Path, name: str, source: Path, number: int) -> Path:

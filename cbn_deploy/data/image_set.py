@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cbn_deploy.data.file_paths import FilePaths
-from cbn_deploy.errors import DataError, ImageError
+from cbn_deploy.errors import DataError, ImageError, ImageTooLargeError
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import EncodedImage, decode_image, resize
+from cbn_deploy.runtime.preprocessing import EncodedImage, ImageLimits, decode_image, resize
 
 __all__ = [
+    "OWN_IMAGE_LIMITS",
     "ArrayImageSet",
     "Box",
     "ChooseBox",
@@ -36,6 +37,11 @@ Box = tuple[int, int, int, int]
 ChooseBox = Callable[[int, int], Box]
 """(width, height) of an image -> a part of it."""
 
+OWN_IMAGE_LIMITS = ImageLimits(max_bytes=400_000_000, max_pixels=89_478_485)
+"""Of images to train on and to evaluate with. They come from the user's disk and no stranger's upload, so a camera's 61
+megapixels pass and a file without compression does. One pixel more and Pillow takes an image for a decompression bomb;
+decoding one in full takes up to some 1.2 GB of memory in each process that prepares batches."""
+
 # At which fractions of its size a JPEG can be decoded.
 _REDUCTIONS = (8, 4, 2)
 
@@ -47,7 +53,7 @@ def read_image(path: Path) -> Image.Image:
         DataError: the file cannot be read.
         ImageError: it is no image, damaged, or too large.
     """
-    return decode_image(_read(path))
+    return decode_image(_read(path), OWN_IMAGE_LIMITS)
 
 
 def _read(path: Path) -> bytes:
@@ -205,12 +211,12 @@ class FileImageSet(ImageSet):
         """
         with self._named(index):
             content = _read(self.paths[index])
-            encoded = EncodedImage(content)
+            encoded = EncodedImage(content, OWN_IMAGE_LIMITS)
             width, height = encoded.size
             boxes = [choose(width, height) for choose in choices]
             reductions = [_reduction(box, size) for box in boxes]
             decoded = {reductions[0]: encoded.decode(reductions[0])}
-            decoded |= {r: EncodedImage(content).decode(r) for r in reductions if r not in decoded}
+            decoded |= {r: EncodedImage(content, OWN_IMAGE_LIMITS).decode(r) for r in reductions if r not in decoded}
         parts = []
         for (left, top, right, bottom), reduction in zip(boxes, reductions, strict=True):
             image = decoded[reduction]
@@ -223,7 +229,8 @@ class FileImageSet(ImageSet):
         try:
             yield
         except ImageError as error:
-            raise DataError(f"{self.paths[index]}: {error} Remove it; --check lists every such file.") from error
+            advice = "Resize" if isinstance(error, ImageTooLargeError) else "Remove"
+            raise DataError(f"{self.paths[index]}: {error} {advice} it; --check lists every such file.") from error
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Decoded and resized: uint8 (H, W, 3).

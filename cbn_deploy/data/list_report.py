@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cbn_deploy.data.data_report import Group, Unreadable, sentence_about
+from cbn_deploy.data.data_report import Group, Unreadable
+from cbn_deploy.data.problems import sentence_about
 from cbn_deploy.data.published_sets import Split
 from cbn_deploy.runtime.description import shot_group
 

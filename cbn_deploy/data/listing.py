@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cbn_deploy.data.problems import NONE_TO_HOLD_OUT
 from cbn_deploy.errors import DataError
 
-__all__ = ["LabelledFile", "Listing", "held_out_counts", "hold_out", "natural_sorted"]
+__all__ = [
+    "LabelledFile",
+    "Listing",
+    "check_utf8",
+    "held_out_counts",
+    "hold_out",
+    "natural_sorted",
+    "printable",
+    "spelling",
+]
 
 _HELD_OUT_PART, _MOST_HELD_OUT = 4, 50
 
@@ -35,6 +47,7 @@ class Listing:
         train: training files.
         test: test files; ``None`` if the user gave none.
         ignored: files in the folders that are no images by their name.
+        runs: folders beside the classes that hold results of cbn-train.
         test_source: name of the folder or list of the test images.
     """
 
@@ -43,6 +56,7 @@ class Listing:
     train: tuple[LabelledFile, ...]
     test: tuple[LabelledFile, ...] | None
     ignored: tuple[Path, ...] = ()
+    runs: tuple[Path, ...] = ()
     test_source: str | None = None
 
 
@@ -54,6 +68,33 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
         return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
 
     return sorted(names, key=key)
+
+
+def spelling(names: Iterable[str]) -> Callable[[str], str]:
+    """A function from a class name to the one of ``names`` that a person would call the same; others stay as they are.
+
+    An accented letter is one character or two, by who wrote it: macOS takes names apart, most others do not.
+    """
+    names = list(names)
+    same = {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}
+    return lambda name: same.get(name, same.get(unicodedata.normalize("NFC", name), name))
+
+
+def check_utf8(folder: Path) -> None:
+    """Refuse a folder whose name no report could hold: names in a file system are bytes, of any encoding.
+
+    Raises:
+        DataError: the name is not UTF-8.
+    """
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"The name of the folder {printable(folder)} is not UTF-8; rename the folder.") from error
+
+
+def printable(path: Path | str) -> str:
+    """A path as text that every terminal takes; bytes that are not UTF-8 are written as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def held_out_counts(counts: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -82,7 +123,7 @@ def hold_out(labels: NDArray[np.integer], seed: int) -> tuple[NDArray[np.int64],
     """
     counts = np.bincount(labels)
     if counts.max() < 2:
-        raise DataError("No class has two images, so none can be held out for a test; add images or give a test set.")
+        raise DataError(NONE_TO_HOLD_OUT)
     held_out = held_out_counts(counts)
     random_state = np.random.RandomState(seed)
     test = []

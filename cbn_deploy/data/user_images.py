@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from cbn_deploy.data.image_folder import TEST_NAMES, find_split, list_class_folders, list_image_folder
 from cbn_deploy.data.image_list import find_list, list_image_lists
 from cbn_deploy.data.image_set import FileImageSet, LongTailedData
-from cbn_deploy.data.listing import LabelledFile, Listing, hold_out
+from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, hold_out, spelling
+from cbn_deploy.data.problems import class_problems
 from cbn_deploy.data.published_lists import find_published_test_list, published_test_images
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
 
-__all__ = ["list_images", "load_image_folder", "load_image_list", "load_test_images"]
+__all__ = ["list_images", "load_image_folder", "load_test_images"]
 
 
 def list_images(data_dir: Path) -> Listing:
@@ -26,11 +27,12 @@ def list_images(data_dir: Path) -> Listing:
     Test images are those of ``test`` (list or folder), or else of ``val``, ``valid`` or ``validation``.
 
     Raises:
-        DataError: there is neither, or a list or folder cannot be read.
+        DataError: there is neither, a list or folder cannot be read, or a folder's name is not UTF-8.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise DataError(f"{data_dir} is not a folder; give the folder that holds train/CLASS/* or train.csv.")
+    check_utf8(data_dir.resolve())  # the data set is called by it
     train_list = find_list(data_dir, "train")
     if train_list is not None:
         return list_image_lists(train_list, find_list(data_dir, *TEST_NAMES))
@@ -51,62 +53,7 @@ def load_image_folder(
     Raises:
         DataError: nothing to train on, a class without training images, a listed file that does not exist.
     """
-    return _load(list_images(data_dir), preprocessing, seed, cache_bytes)
-
-
-def load_image_list(
-    train_list: Path,
-    test_list: Path | None,
-    preprocessing: Preprocessing,
-    *,
-    root: Path | None = None,
-    seed: int = 0,
-    cache_bytes: int = 0,
-) -> LongTailedData:
-    """The same for lists of any name (see ``image_list``)."""
-    return _load(list_image_lists(Path(train_list), test_list, root), preprocessing, seed, cache_bytes)
-
-
-def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: Preprocessing) -> FileImageSet:
-    """The test images of ``data_dir`` for a model with these classes: no training images are needed.
-
-    They are ``test.csv`` / ``test.txt``, else the published test list of ImageNet-LT, Places-LT or iNaturalist 2018,
-    else ``val.csv`` and the like, else ``test/CLASS/*`` or ``val/CLASS/*``, else ``data_dir/CLASS/*``.
-
-    Raises:
-        DataError: no such images, training images alone, or a class that the model does not know.
-    """
-    data_dir = Path(data_dir)
-    test_list = find_list(data_dir, "test")
-    published = None if test_list is not None else find_published_test_list(data_dir)
-    if published is not None:
-        return published_test_images(*published, data_dir, class_names, preprocessing)
-    test_list = test_list or find_list(data_dir, *TEST_NAMES)
-    if test_list is not None:
-        files: Sequence[LabelledFile] = list_image_lists(test_list, class_names=class_names).train
-    else:
-        _, files, _ = list_class_folders(_test_folder(data_dir))
-    if not files:
-        raise DataError(f"{data_dir} has no test images; expected {data_dir}/test/CLASS/*.jpg (or .png, .webp, .bmp).")
-    unknown = sorted({file.label for file in files} - set(class_names))
-    if unknown:
-        raise DataError(f"{data_dir} has the class {unknown[0]!r}, which the model does not know; remove or rename it.")
-    return FileImageSet([file.path for file in files], _labels(files, class_names), preprocessing)
-
-
-def _test_folder(data_dir: Path) -> Path:
-    if not data_dir.is_dir():
-        raise DataError(f"{data_dir} is not a folder; give the folder that holds test/CLASS/*.")
-    test = find_split(data_dir, *TEST_NAMES)
-    if test is None and (find_split(data_dir, "train") or find_list(data_dir, "train")):
-        raise DataError(
-            f"{data_dir} has training images only; to evaluate on those that cbn-train held out of them, add "
-            "--recipe image-folder (and --set data.seed=N if the run had it)."
-        )
-    return test or data_dir
-
-
-def _load(listing: Listing, preprocessing: Preprocessing, seed: int, cache_bytes: int) -> LongTailedData:
+    listing = list_images(data_dir)
     _check(listing)
     train = list(listing.train)
     if listing.test is None:
@@ -129,22 +76,59 @@ def _load(listing: Listing, preprocessing: Preprocessing, seed: int, cache_bytes
     )
 
 
-def _check(listing: Listing) -> None:
-    if len(listing.class_names) < 2:
-        raise DataError(f"{listing.root} has {len(listing.class_names)} class; a classifier needs at least 2.")
-    counts = Counter(file.label for file in listing.train)
-    empty = [name for name in listing.class_names if not counts[name]]
-    if empty:
+def load_test_images(data_dir: Path, class_names: Sequence[str], preprocessing: Preprocessing) -> FileImageSet:
+    """The test images of ``data_dir`` for a model with these classes: no training images are needed.
+
+    They are ``test.csv`` / ``test.txt``, else the published test list of ImageNet-LT, Places-LT or iNaturalist 2018,
+    else ``val.csv`` and the like, else ``test/CLASS/*`` or ``val/CLASS/*``, else ``data_dir/CLASS/*``.
+
+    Raises:
+        DataError: no such images, training images alone, or a class that the model does not know.
+    """
+    data_dir = Path(data_dir)
+    test_list = find_list(data_dir, "test")
+    published = None if test_list is not None else find_published_test_list(data_dir)
+    if published is not None:
+        return published_test_images(*published, data_dir, class_names, preprocessing)
+    test_list = test_list or find_list(data_dir, *TEST_NAMES)
+    if test_list is not None:
+        files: Sequence[LabelledFile] = list_image_lists(test_list, class_names=class_names).train
+    else:
+        spell = spelling(class_names)
+        files = [
+            LabelledFile(file.path, spell(file.label)) for file in list_class_folders(_test_folder(data_dir)).files
+        ]
+    if not files:
+        raise DataError(f"{data_dir} has no test images; expected {data_dir}/test/CLASS/*.jpg (or .png, .webp, .bmp).")
+    unknown = sorted({file.label for file in files} - set(class_names))
+    if unknown:
+        raise DataError(f"{data_dir} has the class {unknown[0]!r}, which the model does not know; remove or rename it.")
+    return FileImageSet([file.path for file in files], _labels(files, class_names), preprocessing)
+
+
+def _test_folder(data_dir: Path) -> Path:
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir} is not a folder; give the folder that holds test/CLASS/*.")
+    test = find_split(data_dir, *TEST_NAMES)
+    if test is None and (find_split(data_dir, "train") or find_list(data_dir, "train")):
         raise DataError(
-            f"{len(empty)} class(es) have no training images (such as {empty[0]!r}); add images or remove the class."
+            f"{data_dir} has training images only; to evaluate on those that cbn-train held out of them, add "
+            "--recipe image-folder (and --set data.seed=N if the run had it)."
         )
-    if listing.test is not None and not listing.test:
-        raise DataError(f"The test set of {listing.root} is empty; add images, or remove it to hold some out of train.")
+    return test or data_dir
+
+
+def _check(listing: Listing) -> None:
+    train = Counter(file.label for file in listing.train)
+    test = None if listing.test is None else Counter(file.label for file in listing.test)
+    problems = class_problems(str(listing.root), listing.class_names, train, test)
+    if problems:
+        raise DataError(problems[0])
     missing = next((file.path for file in (*listing.train, *(listing.test or ())) if not _exists(file.path)), None)
     if missing is not None:
         if _is_link(missing):
             raise DataError(f"{missing} is a link to a file that does not exist; remove it or its line in the list.")
-        raise DataError(f"{missing} is listed but does not exist; correct the list or its root.")
+        raise DataError(f"{missing} is listed but does not exist; correct the list.")
 
 
 def _exists(path: Path) -> bool:

@@ -70,10 +70,18 @@ def test_list_names_recipes_and_settings(cbn_train):
 
 
 def test_check_of_sound_data(cbn_train, tmp_path):
-    code, out, _ = cbn_train("digits-lt", "--check", "--out", tmp_path / "out")
-    assert code == 0
+    code, out, err = cbn_train("digits-lt", "--check", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
     assert "No problems found" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_check_shows_on_a_screen_how_far_it_is(cbn_train, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the captured stderr for a terminal
+    code, _, err = cbn_train("digits-lt", "--check")
+    assert code == 0
+    assert "Decoding" in err
+    assert "838/838" in err
 
 
 def test_check_of_data_with_a_problem(cbn_train, photos, tmp_path):

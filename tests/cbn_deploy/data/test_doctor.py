@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import struct
 import zlib
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cbn_deploy.data import DataConfig, DataReport, check_data
+from cbn_deploy.data import DataConfig, DataReport, check_data, load_data
 from cbn_deploy.errors import DataError
 
 FOLDER = DataConfig(source="image-folder")
@@ -67,7 +68,7 @@ def test_bad_files_are_reported_and_not_counted(folder: Path) -> None:
     ants = folder / "train" / "ant"
     (ants / "0.png").write_bytes(b"")
     (ants / "1.png").write_bytes((ants / "1.png").read_bytes()[:300])
-    (ants / "2.png").write_bytes(png_header(10_000, 10_000))
+    (ants / "2.png").write_bytes(png_header(100, 100))
     (ants / "3.png").write_text("<html>not found</html>")
     (ants / "4.png").unlink()
     (ants / "4.png").symlink_to(ants / "nowhere.png")
@@ -77,7 +78,7 @@ def test_bad_files_are_reported_and_not_counted(folder: Path) -> None:
     assert "No such file" in reasons["train/ant/4.png"]
     assert "empty" in reasons["train/ant/0.png"]
     assert "truncated" in reasons["train/ant/1.png"]
-    assert "pixels" in reasons["train/ant/2.png"]
+    assert "damaged" in reasons["train/ant/2.png"]
     assert "not a readable" in reasons["train/ant/3.png"]
     assert report.classes[0].train == 115
     assert any(
@@ -87,12 +88,44 @@ def test_bad_files_are_reported_and_not_counted(folder: Path) -> None:
     assert f"unreadable: train/ant/2.png: {reasons['train/ant/2.png']}" in render(report)
 
 
+def test_images_that_are_too_large_are_to_be_resized(folder: Path) -> None:
+    (folder / "train" / "ant" / "0.png").write_bytes(png_header(10_000, 10_000))
+    report = check_data(FOLDER, folder)
+    assert report.unreadable == ()
+    assert report.problems == ("1 image is too large; resize or remove them before training (train/ant/0.png).",)
+    assert f"too large: train/ant/0.png: {report.too_large[0].reason}" in render(report)
+    assert "pixels" in report.too_large[0].reason
+
+
 def test_a_listed_file_that_is_missing_is_unreadable(folder: Path) -> None:
     (folder / "train.txt").write_text("train/ant/0.png ant\ntrain/bee/0.png bee\ntrain/bee/nowhere.png bee\n")
     report = check_data(FOLDER, folder)
     assert [(file.name, "No such file" in file.reason) for file in report.unreadable] == [
         ("train/bee/nowhere.png", True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["train/a/0.png", "train/b/0.png", "train/c/0.png"], "No class has two images"),
+        (["train/a/0.png", "train/a/1.png", "train/b/0.png", "test/a/", "test/b/"], "is empty; add images"),
+        (["train/a/0.png", "train/a/1.png", "train/b/"], "no training images; add some or remove the class (b)."),
+        (["train/a/0.png", "train/a/1.png", "test/b/0.png"], "no training images; add some or remove the class (b)."),
+        (["train/a/0.png", "train/a/1.png"], "has 1 class; a classifier needs at least 2"),
+        (["train/a/0.png", "train/a/1.png", "test/a/0.png"], "has 1 class; a classifier needs at least 2"),
+    ],
+)
+def test_what_training_refuses_is_a_problem(tmp_path: Path, files: list[str], sentence: str) -> None:
+    for seed, name in enumerate(files):
+        if name.endswith("/"):
+            (tmp_path / name).mkdir(parents=True)
+        else:
+            write_image(tmp_path / name, seed)
+    with pytest.raises(DataError) as error:
+        load_data(FOLDER, tmp_path)
+    assert sentence in str(error.value)
+    assert any(sentence in problem for problem in check_data(FOLDER, tmp_path).problems)
 
 
 def test_copies_are_found_by_pixels_whatever_the_file_is_called(folder: Path) -> None:
@@ -151,8 +184,19 @@ def test_without_test_images(folder: Path) -> None:
     assert any("none is held out and its recall stays unknown (dog)" in note for note in report.notes)
     assert not any("no test images, so" in note for note in report.notes)
     text = render(report)
-    assert "is held out" in text
+    assert "are held out" in text
     assert "1 file(s) ignored" in text
+
+
+def test_counts_are_those_after_the_hold_out(folder: Path) -> None:
+    shutil.rmtree(folder / "test")
+    report = check_data(FOLDER, folder)
+    data = load_data(FOLDER, folder)
+    assert tuple(c.train for c in report.classes) == data.class_counts == (90, 23, 5)
+    assert [c.test for c in report.classes] == np.bincount(data.test.labels).tolist()
+    assert report.rho == 18
+    assert report.shots == {"many": 0, "medium": 2, "few": 1}
+    assert "38 are held out" in render(report)
 
 
 def test_names_with_markup_are_printed_as_they_are(tmp_path: Path) -> None:
@@ -162,6 +206,13 @@ def test_names_with_markup_are_printed_as_they_are(tmp_path: Path) -> None:
     text = render(check_data(FOLDER, tmp_path))
     assert "[red]a" in text
     assert "b[/]/[bold]0.png" in text
+
+
+def test_file_names_that_are_no_text_are_printed_by_their_bytes(folder: Path) -> None:
+    (folder / "train" / "ant" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    text = render(check_data(FOLDER, folder))
+    assert "train/ant/caf\\xe9.png" in text
+    assert text.encode()
 
 
 def test_nothing_to_examine(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def test_rho_reaches_cifar(shared_data: Path) -> None:
         {"source": "image-folder", "image_size": 0},
         {"source": "image-folder", "image_size": 64, "resize_shorter": 32},
         {"source": "image-folder", "cache_mb": -1},
+        {"source": "image-folder", "seed": -1},
+        {"source": "image-folder", "seed": 2**32},
     ],
 )
 def test_impossible_configurations_are_refused(wrong: dict[str, Any]) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import shutil
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,18 +12,20 @@ from PIL import Image
 
 from cbn_deploy.data import (
     DataConfig,
+    check_data,
     evaluation_batches,
     load_data,
     load_image_folder,
-    load_image_list,
     load_test_images,
 )
 from cbn_deploy.data.listing import hold_out, natural_sorted
+from cbn_deploy.data.user_images import list_images
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime import Preprocessing
 from cbn_deploy.runtime.preprocessing import decode_image, preprocess
 
 SMALL = Preprocessing(height=16, width=16)
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> Path:
@@ -130,6 +135,58 @@ def test_classes_without_a_train_folder_around_them(folder: Path) -> None:
         load_image_folder(folder / "outer", SMALL)
 
 
+@pytest.mark.parametrize("run", ["runs/image-folder", "runs", "runs/photos/bn-0"])
+def test_results_among_the_classes_are_no_class(folder: Path, run: str) -> None:
+    flat = folder / "train"
+    before = load_image_folder(flat, SMALL)
+    (flat / run / "plots").mkdir(parents=True)
+    (flat / run / "metrics.jsonl").write_bytes(b"")  # as it is during the first epoch
+    write_image(flat / run / "plots" / "reliability.png", 1)
+    write_image(flat / "runs" / "compared.png", 2)
+    data = load_image_folder(flat, SMALL)
+    assert (data.class_names, data.class_counts) == (before.class_names, before.class_counts)
+    assert len(load_test_images(flat, data.class_names, SMALL)) == 14
+    report = check_data(DataConfig(source="image-folder"), flat)
+    assert report.notes[-1] == "1 folder holds results of cbn-train and nothing to train on (runs)."
+
+
+def test_linked_folders_are_read_like_others(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for number in range(3):
+        write_image(elsewhere / "deep" / f"{number}.png", 100 + number)
+    class2 = folder / "train" / "class2"
+    (class2 / "2024").symlink_to(elsewhere)
+    data = load_image_folder(folder, SMALL)
+    assert data.class_counts == (8, 7, 2)
+    names = [data.train.name(index) for index in range(8, 15)]
+    linked = [f"2024/deep/{number}.png" for number in range(3)]
+    assert names == [str(class2 / name) for name in ("0.png", "1.png", "2.png", *linked, "3.png")]
+
+
+def test_links_in_a_circle_and_to_what_is_read_anyway_add_nothing(folder: Path) -> None:
+    class2 = folder / "train" / "class2"
+    write_image(class2 / "more" / "x.png", 99)
+    before = list_images(folder)
+    (class2 / "all").symlink_to(folder / "train")  # the other classes' images are not of this one
+    (class2 / "again").symlink_to(class2)
+    (class2 / "more" / "up").symlink_to("..")
+    (class2 / "a copy").symlink_to(class2 / "more")
+    assert list_images(folder) == before
+
+
+def test_the_order_of_the_files_decides_what_is_held_out(folder: Path) -> None:
+    class2 = folder / "train" / "class2"
+    for name in ("0/x.png", "0-1/x.png", "0.png.d/x.png", "b/a/x.png", "b/a.png", "b.png", "b/.hidden/x.png"):
+        write_image(class2 / name, 1)
+    relative = [
+        file.path.relative_to(class2).as_posix() for file in list_images(folder).train if file.label == "class2"
+    ]
+    assert relative == [
+        *("0/x.png", "0-1/x.png", "0.png", "0.png.d/x.png", "1.png", "2.png", "3.png"),
+        *("b/a/x.png", "b/a.png", "b.png"),
+    ]
+
+
 def test_a_link_to_nothing_is_called_one(folder: Path) -> None:
     (folder / "train" / "class2" / "gone.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(DataError, match=r"gone.png is a link to a file that does not exist"):
@@ -140,6 +197,47 @@ def test_training_images_are_no_test_images(folder: Path) -> None:
     shutil.rmtree(folder / "test")
     with pytest.raises(DataError, match=r"training images only; .* --recipe image-folder"):
         load_test_images(folder, ("Class1", "class2", "class10"), SMALL)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_whose_name_is_not_utf8_is_refused_before_training(folder: Path, split: str) -> None:
+    (folder / split / "class2").rename(folder / split / NOT_UTF8)
+    sentence = r"The name of the folder .*/caf\\xe9 is not UTF-8; rename the folder\."
+    with pytest.raises(DataError, match=sentence) as error:
+        load_image_folder(folder, SMALL)
+    assert str(error.value).isprintable()
+    with pytest.raises(DataError, match=sentence):
+        check_data(DataConfig(source="image-folder"), folder)
+
+
+def test_a_data_set_whose_name_is_not_utf8_is_refused(folder: Path) -> None:
+    named = folder / NOT_UTF8
+    named.mkdir()
+    (folder / "train").rename(named / "train")
+    with pytest.raises(DataError, match=r"/caf\\xe9 is not UTF-8; rename the folder\."):
+        load_image_folder(named, SMALL)
+
+
+@pytest.mark.parametrize(("train", "test"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("kind", ["folders", "lists", "lists and classes.txt"])
+def test_a_class_may_be_spelled_in_two_forms_of_unicode(
+    folder: Path, train: Literal["NFC", "NFD"], test: Literal["NFC", "NFD"], kind: str
+) -> None:
+    names = {split: unicodedata.normalize(form, "café") for split, form in (("train", train), ("test", test))}
+    assert names["train"] != names["test"]
+    for split, name in names.items():
+        (folder / split / "class2").rename(folder / split / name)
+        if kind != "folders":
+            lines = [f"{path.relative_to(folder)} {path.parent.name}" for path in (folder / split).rglob("*.*")]
+            (folder / f"{split}.txt").write_text("\n".join(lines))
+    if kind == "lists and classes.txt":
+        (folder / "classes.txt").write_text(f"{names['train']}\nClass1\nclass10\n")
+    data = load_image_folder(folder, SMALL)
+    cafe = data.class_names.index(names["train"])
+    assert len(data.class_names) == 3
+    assert data.class_counts[cafe] == 4
+    assert data.test.labels.tolist().count(cafe) == 1
+    assert load_test_images(folder, data.class_names, SMALL).labels.tolist().count(cafe) == 1
 
 
 def test_natural_order() -> None:
@@ -167,19 +265,29 @@ def test_lists(folder: Path, style: str) -> None:
     assert data.test.labels.tolist() == [names.index(Path(data.test.name(i)).parent.name) for i in range(3)]
 
 
-def test_list_with_another_root_spaces_and_no_class_names(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_list_with_spaces_and_no_class_names(folder: Path) -> None:
     write_image(folder / "train" / "class2" / "a b.png", 5)
-    lists = tmp_path_factory.mktemp("lists")
-    (lists / "my_train.lst").write_text(
+    (folder / "train.txt").write_text(
         "train/class2/a b.png 1\ntrain/Class1/0.png\t0\n./train/class2/../class2/0.png 1\n"
     )
-    (lists / "my_test.lst").write_text("test/class2/t.JPG 1\n")
-    data = load_image_list(lists / "my_train.lst", lists / "my_test.lst", SMALL, root=folder)
+    (folder / "test.txt").write_text("test/class2/t.JPG 1\n")
+    data = load_image_folder(folder, SMALL)
     assert data.class_names == ("0", "1")
     assert data.train.labels.tolist() == [1, 0, 1]
     assert len(data.test) == 1
+
+
+@pytest.mark.parametrize("heading", ["path,label", "image_path,label", "Filename,Class", "x" * 5000 + ",y"])
+def test_the_heading_of_a_csv_is_no_image(folder: Path, heading: str) -> None:
+    (folder / "train.csv").write_text(f"{heading}\ntrain/Class1/0.png,a\ntrain/class2/0.png,b\n")
+    assert [file.label for file in list_images(folder).train] == ["a", "b"]
+
+
+def test_the_first_line_of_a_csv_may_be_an_image(folder: Path) -> None:
+    shutil.copy(folder / "train" / "Class1" / "0.png", folder / "image")
+    for first in ("image", "train/Class1/0.png"):
+        (folder / "train.csv").write_text(f"{first},a\ntrain/class2/0.png,b\n")
+        assert [file.label for file in list_images(folder).train] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +302,7 @@ def test_list_with_another_root_spaces_and_no_class_names(
         ("train.txt", "/etc/secret.png 0", "lies outside"),
         ("train.txt", "a\0b.png 0", "lies outside"),
         ("train.txt", "a.png 0\nb.png 12345678901234", "is too large"),
-        ("train.txt", "a.png 0\nb.png 2", "1 class(es) have no training images (such as '1')"),
+        ("train.txt", "a.png 0\nb.png 2", "1 class has no training images; add some or remove the class (1)."),
         ("train.txt", "a.png 0\nb.png 0", "has 1 class; a classifier needs at least 2"),
         ("train.txt", "a" * 5000 + ".png cat\nb.png dog\nc.png cat\nd.png dog", "does not exist"),
         ("train.txt", "a.png cat\nb.png dog\nc.png cat\nd.png dog", "is listed but does not exist"),
