@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cbn_deploy.data.image_set import read_image
 from cbn_deploy.errors import DataError, ImageError
 from cbn_deploy.prediction.image_names import image_names
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import decode_image, normalize, resize
+from cbn_deploy.runtime.preprocessing import normalize, resize
 
 __all__ = ["EXTREMES", "REAL", "ParityInputs", "default_count", "image_files", "read_images"]
 
@@ -190,6 +191,6 @@ def image_files(folder: Path) -> list[Path]:
 
 def _read(path: Path, preprocessing: Preprocessing) -> Pixels:
     try:
-        return resize(decode_image(path.read_bytes()), preprocessing)
-    except (ImageError, OSError) as error:
+        return resize(read_image(path), preprocessing)
+    except (ImageError, DataError) as error:
         raise DataError(f"{path} cannot be used for the parity check: {error}") from error
