@@ -106,7 +106,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             state_dict=dict(plain["state_dict"]),
             sample_images=plain["sample_images"],
         )
-    except (KeyError, TypeError, ValueError, ModelFileError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ModelFileError) as error:
         raise CheckpointError(f"{path} is incomplete or damaged ({error}); retrain or use another copy.") from error
     _check_samples(path, checkpoint)
     return checkpoint

@@ -191,7 +191,7 @@ class ModelDescription:
                 self_test=dict(plain.get("self_test", {})),
                 format_version=version,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelFileError(
                 f"The model's description is incomplete or damaged ({error}); export it again."
             ) from error
@@ -212,7 +212,7 @@ class ModelDescription:
             raise ModelFileError("The ONNX file does not describe itself (no cbn.* metadata); make it with cbn-export.")
         try:
             plain = {key: json.loads(value) for key, value in ours.items()}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, numbers without end, lists nested without end
             raise ModelFileError(f"The model's metadata is damaged ({error}); export it again.") from error
         return cls.from_dict(plain)
 

@@ -113,7 +113,7 @@ class EngineDescription:
                 engine_sha256=str(plain["engine_sha256"]),
                 onnx_sha256=str(plain["onnx_sha256"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelFileError(
                 f"The engine's description is incomplete or damaged ({error}); build the engine again."
             ) from error
@@ -144,7 +144,7 @@ def read_engine_file(path: Path) -> EngineFile:
     beside = description_path(path)
     try:
         plain = json.loads(_read(beside))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{beside} is not JSON ({error}); build the engine again.") from error
     if not isinstance(plain, dict):
         raise ModelFileError(f"{beside} is not an engine's description; build the engine again.")

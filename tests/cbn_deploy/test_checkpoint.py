@@ -101,6 +101,18 @@ def test_wrong_sample_images(checkpoint_path: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("description", "format_version"), ("description", "components"), ("architecture", "num_classes")],
+)
+def test_numbers_without_end(checkpoint_path: Path, tmp_path: Path, part: str, field: str) -> None:
+    plain = torch.load(checkpoint_path, weights_only=True)
+    plain[part][field] = float("inf")
+    torch.save(plain, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="incomplete or damaged"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
 def test_a_failed_save_leaves_the_old_file(checkpoint_path: Path, tmp_path: Path) -> None:
     good = load_checkpoint(checkpoint_path)
     path = tmp_path / "m.pt"

@@ -84,7 +84,14 @@ def test_shot_groups_of_a_model() -> None:
         ("cbn.energy_quantiles", '{"all": [1, 2, 3, 4, 5, 6, 8, 7]}', "ascending numbers"),
         ("cbn.energy_quantiles", '{"all": [1, 2, 3, 4, 5, 6, 7, Infinity]}', "ascending numbers"),
         ("cbn.occupancy", "[1]", "incomplete or damaged"),
+        ("cbn.format_version", "Infinity", "incomplete or damaged"),
+        ("cbn.class_counts", "[1e999, 1, 1]", "incomplete or damaged"),
+        ("cbn.temperature", "1" + "0" * 400, "incomplete or damaged"),
+        ("cbn.temperature", "1" * 5000, "metadata is damaged"),
+        ("cbn.parity", "[" * 200_000, "metadata is damaged"),
+        ("cbn.tool_versions", '{"a":' * 200_000, "metadata is damaged"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_damaged_metadata(key: str, value: str | None, message: str) -> None:
     metadata = DESCRIPTION.to_metadata()
