@@ -22,6 +22,7 @@ __all__ = [
     "ModelDescription",
     "Preprocessing",
     "ShotGroup",
+    "check_text",
     "frequency_order",
     "shot_group",
 ]
@@ -31,6 +32,7 @@ FORMAT_VERSION = 1
 # threshold that rejects a few of them lies.
 ENERGY_LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _PREFIX = "cbn."
+_LARGEST_NUMBER = 2**63 - 1  # larger whole numbers are none to many who read JSON
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ShotGroup = Literal["many", "medium", "few"]
@@ -46,6 +48,17 @@ def shot_group(training_count: int) -> ShotGroup:
 def frequency_order(training_counts: Sequence[int]) -> list[int]:
     """Class indices, most training images first, ties in class order."""
     return sorted(range(len(training_counts)), key=lambda k: (-training_counts[k], k))
+
+
+def check_text(plain: Mapping[str, Any]) -> None:
+    """Demand that ``plain``, of JSON's types, can be written as JSON in UTF-8: half a surrogate pair cannot.
+
+    Raises:
+        ValueError: it cannot.
+        TypeError: it is not of JSON's types.
+        RecursionError: it is nested too deeply.
+    """
+    json.dumps(plain, ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +159,10 @@ class ModelDescription:
         for group, energies in self.energy_quantiles.items():
             if len(energies) != len(ENERGY_LEVELS) or not _ascending_numbers(energies):
                 raise ValueError(f"energy_quantiles of {group!r} must be {len(ENERGY_LEVELS)} ascending numbers")
+        numbers = (self.components, *self.class_counts, self.preprocessing.resize_shorter or 0)
+        if max(map(abs, numbers)) > _LARGEST_NUMBER:
+            raise ValueError("components, class_counts and resize_shorter must be below 2^63")
+        check_text(dataclasses.asdict(self))
 
     @functools.cached_property
     def shot_groups(self) -> tuple[ShotGroup, ...]:
@@ -191,7 +208,7 @@ class ModelDescription:
                 self_test=dict(plain.get("self_test", {})),
                 format_version=version,
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ModelFileError(
                 f"The model's description is incomplete or damaged ({error}); export it again."
             ) from error

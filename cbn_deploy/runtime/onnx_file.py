@@ -22,6 +22,9 @@ _MODEL_GRAPH = 7
 _MODEL_METADATA_PROPS = 14
 _MODEL_FUNCTIONS = 25
 _GRAPH_NODE = 1
+_GRAPH_INPUT = 11
+_GRAPH_OUTPUT = 12
+_VALUE_NAME = 1
 _NODE_DOMAIN = 7
 _ENTRY_KEY = 1
 _ENTRY_VALUE = 2
@@ -76,7 +79,10 @@ def read_onnx_file(path: Path) -> OnnxFile:
         fields = list(_fields(memoryview(content)))
         external = any(map(_is_external, _tensors(memoryview(content))))
         metadata = dict(_entry(value) for number, value in fields if number == _MODEL_METADATA_PROPS)
-        domains = frozenset(domain for number, value in fields if number == _MODEL_GRAPH for domain in _domains(value))
+        graphs = [value for number, value in fields if number == _MODEL_GRAPH]
+        domains = frozenset(domain for graph in graphs for domain in _domains(graph))
+        for graph in graphs:
+            _check_names(graph)
     except ValueError as error:
         raise ModelFileError(f"{path} is truncated or not an ONNX file ({error}); export it again.") from error
     numbers = {number for number, _ in fields}
@@ -197,6 +203,15 @@ def _domains(graph: memoryview) -> Iterator[str]:
     for number, node in _fields(graph):
         if number == _GRAPH_NODE:
             yield next((str(value, "utf-8") for field, value in _fields(node) if field == _NODE_DOMAIN), "")
+
+
+def _check_names(graph: memoryview) -> None:
+    """Demand UTF-8 of the inputs' and outputs' names, which answers carry; runtimes pass on whatever is there."""
+    for number, value in _fields(graph):
+        if number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            for field, name in _fields(value):
+                if field == _VALUE_NAME:
+                    str(name, "utf-8")
 
 
 def _tensors(model: memoryview) -> Iterator[memoryview]:

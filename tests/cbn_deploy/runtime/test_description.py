@@ -89,6 +89,13 @@ def test_shot_groups_of_a_model() -> None:
         ("cbn.temperature", "1" + "0" * 400, "incomplete or damaged"),
         ("cbn.temperature", "1" * 5000, "metadata is damaged"),
         ("cbn.parity", "[" * 200_000, "metadata is damaged"),
+        ("cbn.parity", '{"a":' + "[" * 900 + "]" * 900 + "}", "damaged"),
+        ("cbn.components", str(2**63), "must be below"),
+        ("cbn.class_counts", f"[1, {10**400}, 1]", "must be below"),
+        ("cbn.class_names", r'["a", "\ud800", "c"]', "surrogates not allowed"),
+        ("cbn.architecture", r'"\ud800"', "surrogates not allowed"),
+        ("cbn.tool_versions", r'{"\ud800": "1"}', "surrogates not allowed"),
+        ("cbn.parity", r'{"of": ["\udfff"]}', "surrogates not allowed"),
         ("cbn.tool_versions", '{"a":' * 200_000, "metadata is damaged"),
     ],
     ids=lambda value: str(value)[:40],
@@ -106,6 +113,13 @@ def test_damaged_metadata(key: str, value: str | None, message: str) -> None:
 def test_a_file_that_does_not_describe_itself() -> None:
     with pytest.raises(ModelFileError, match="does not describe itself"):
         ModelDescription.from_metadata({"author": "someone"})
+
+
+def test_half_a_surrogate_pair_is_no_name() -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        dataclasses.replace(DESCRIPTION, class_names=("a", "\ud83d", "c"))
+    whole = dataclasses.replace(DESCRIPTION, class_names=("a", "\U0001f600", "c"))
+    assert ModelDescription.from_metadata(whole.to_metadata()) == whole
 
 
 @pytest.mark.parametrize(

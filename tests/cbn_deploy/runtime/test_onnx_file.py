@@ -111,6 +111,14 @@ def test_metadata_of_a_torn_file_is_not_replaced(colour_path: Path) -> None:
         replace_metadata(colour_path.read_bytes()[:-3], {"a": "b"})
 
 
+@pytest.mark.parametrize("name", [b"images", b"logits"])
+def test_names_that_are_not_text(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(colour_model().SerializeToString().replace(name, name[:-1] + b"\xff"))
+    with pytest.raises(ModelFileError, match="codec can't decode"):
+        read_onnx_file(path)
+
+
 # A tensor whose numbers are in another file can be in any of these places; the last of the graph's nodes holds it.
 PLACES: dict[str, Callable[[onnx.ModelProto, onnx.TensorProto], None]] = {
     "initializer": lambda model, t: model.graph.initializer.append(t),

@@ -53,8 +53,9 @@ def test_a_description_reads_back(tmp_path: Path) -> None:
         ("engine_format_version", "Infinity", "description is incomplete or damaged"),
         ("batch_sizes", "[1, 4, 1e999]", "description is incomplete or damaged"),
         ("version", "[" * 200_000, "is not JSON"),
+        ("outputs", r'[{"name": "posterior.\ud800", "dtype": "float32", "shape": []}]', "surrogates not allowed"),
     ],
-    ids=["version without end", "batch without end", "lists without end"],
+    ids=["version without end", "batch without end", "lists without end", "half a surrogate pair"],
 )
 def test_a_damaged_description_is_one_sentence(tmp_path: Path, field: str, text: str, sentence: str) -> None:
     path = write(tmp_path)
