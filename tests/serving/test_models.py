@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from cbn_deploy.errors import ModelFileError, SettingsError
 from cbn_deploy.runtime.self_test import SelfTest, self_test_images
@@ -183,6 +184,42 @@ def test_a_file_that_cannot_be_served_changes_nothing(
     refresh(registry)
     assert (mark(registry), mark(registry, "b")) == ("mended", "b2")
     assert reason(registry, "a 1") == reason(registry, "b 2") == ""
+
+
+def posterior_of_another_shape(shape: list[int], keep: list[bool]) -> bytes:
+    """A colour model whose posterior is declared (batch, 3, 8, 8) and is something else, which only a run shows."""
+    model = colour_model()
+    # No tool can tell what Compress leaves, so the declaration stands uncontradicted.
+    model.graph.initializer.append(numpy_helper.from_array(np.array(keep), "keep"))
+    if shape:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "sizes"))
+        model.graph.node.append(helper.make_node("Compress", ["sizes", "keep"], ["shape"]))
+        model.graph.node.append(helper.make_node("Reshape", ["images", "shape"], ["posterior.stem"]))
+    else:
+        model.graph.node.append(helper.make_node("Compress", ["images", "keep"], ["posterior.stem"], axis=0))
+    declared = helper.make_tensor_value_info("posterior.stem", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    model.graph.output.append(declared)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (posterior_of_another_shape([], [True]), "for 4 images"),
+        (posterior_of_another_shape([], [False]), "for 1 images"),
+        (posterior_of_another_shape([-1, 3, 64, 9], [True, True, True, False]), "shape (1, 3, 64)"),
+        (posterior_of_another_shape([-1, 64, 9], [True, True, False]), "shape (3, 64)"),
+        (posterior_of_another_shape([-1, 9], [True, False]), "shape (192,)"),
+    ],
+    ids=["first image only", "empty", "rank 3", "rank 2", "rank 1"],
+)
+def test_a_posterior_that_is_none_is_found_out(repository: Path, start: Start, content: bytes, says: str) -> None:
+    put(repository / "a" / "1" / "model.onnx", "good")
+    put_bytes(repository / "a" / "2" / "model.onnx", content)
+    registry = start()
+    assert states(registry) == {"a 1": "READY", "a 2": "UNAVAILABLE"}
+    assert "gives a posterior of stem" in reason(registry, "a 2")
+    assert says in reason(registry, "a 2")
 
 
 def test_a_model_proves_that_it_computes_what_was_exported(repository: Path, start: Start) -> None:
