@@ -15,11 +15,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cbn_deploy.errors import ModelFileError, SettingsError
+from cbn_deploy.runtime.engine_file import description_path
 from cbn_deploy.runtime.self_test import SelfTest, self_test_images
 from serving.errors import ApiError
 from serving.inference import InferencePool
 from serving.models import ModelRegistry
-from serving.settings import load_settings
+from serving.models.files import find_files
+from serving.settings import ModelSource, load_settings
 from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe
 
 Start = Callable[..., ModelRegistry]
@@ -220,6 +222,25 @@ def test_a_posterior_that_is_none_is_found_out(repository: Path, start: Start, c
     assert states(registry) == {"a 1": "READY", "a 2": "UNAVAILABLE"}
     assert "gives a posterior of stem" in reason(registry, "a 2")
     assert says in reason(registry, "a 2")
+
+
+def test_an_engine_has_changed_when_its_description_has(tmp_path: Path) -> None:
+    engine = tmp_path / "e.engine"
+    beside = description_path(engine)
+
+    def found() -> object:
+        return find_files((ModelSource(name="e", path=engine),), None)[("e", 1)].fingerprint
+
+    engine.write_bytes(b"an engine as far as looking at files goes")
+    alone = found()
+    beside.write_text('{"temperature": null}')
+    described = found()
+    beside.write_text('{"temperature": 1.5}')
+    calibrated = found()
+    assert len({alone, described, calibrated}) == 3
+    assert found() == calibrated
+    engine.write_bytes(b"another engine")
+    assert found() != calibrated
 
 
 def test_a_model_proves_that_it_computes_what_was_exported(repository: Path, start: Start) -> None:
