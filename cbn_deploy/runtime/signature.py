@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,21 @@ from cbn_deploy.errors import ModelFileError
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.session import Prediction
 
-__all__ = ["INPUT", "LOGITS", "POSTERIOR_PREFIX", "TensorSignature", "check_signature", "to_prediction"]
+__all__ = [
+    "INPUT",
+    "LOGITS",
+    "MODEL_NAME",
+    "POSTERIOR_PREFIX",
+    "TensorSignature",
+    "check_signature",
+    "to_prediction",
+]
 
 INPUT = "images"
 LOGITS = "logits"
 POSTERIOR_PREFIX = "posterior."
+# What servers call a model: part of a URL, and a folder in a repository of models.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cbn_deploy.runtime.engine_file import description_path
-from serving.settings import MODEL_NAME, ModelSource
+from cbn_deploy.runtime.signature import MODEL_NAME
+from serving.settings import ModelSource
 from serving.watched_file import Fingerprint, fingerprint
 
 __all__ = ["ModelFile", "find_files"]
