@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -85,6 +86,8 @@ class Preprocessing:
     channel_order: Literal["RGB"] = "RGB"
 
     def __post_init__(self) -> None:
+        for pixels in (self.height, self.width, self.resize_shorter or 0):
+            operator.index(pixels)  # TypeError unless it is a whole number
         if self.height < 1 or self.width < 1:
             raise ValueError(f"height and width must be at least 1, got {self.height} x {self.width}")
         if self.resize_shorter is not None and self.resize_shorter < max(self.height, self.width):

@@ -73,6 +73,8 @@ def test_shot_groups_of_a_model() -> None:
         ("cbn.format_version", "2", "upgrade"),
         ("cbn.preprocessing", "{}", "incomplete or damaged"),
         ("cbn.preprocessing", "3", "incomplete or damaged"),
+        ("cbn.preprocessing", '{"height": 32.0, "width": 24, "mean": [0, 0, 0], "std": [1, 1, 1]}', "as an integer"),
+        ("cbn.preprocessing", '{"height": 32, "width": "24", "mean": [0, 0, 0], "std": [1, 1, 1]}', "as an integer"),
         ("cbn.training_prior", '"x"', "incomplete or damaged"),
         ("cbn.training_prior", "[0, 0, 0]", "training_prior must be"),
         ("cbn.training_prior", "[0.5, NaN, 0.5]", "training_prior must be"),
