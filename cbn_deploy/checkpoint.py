@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,13 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cbn_deploy.atomic import atomic_path
+from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.digest import file_sha256
 from cbn_deploy.errors import CheckpointError, ModelFileError
 from cbn_deploy.models import ArchitectureConfig, create_model
 from cbn_deploy.runtime.description import ModelDescription
 
-__all__ = ["Checkpoint", "file_sha256", "load_checkpoint", "load_model", "load_tensors", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "file_sha256",
+    "load_checkpoint",
+    "load_model",
+    "load_tensors",
+    "save_checkpoint",
+    "save_tensors",
+]
 
 _FORMAT = "cbn-checkpoint"
 _VERSION = 1
@@ -55,8 +64,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "state_dict": {name: tensor.detach().cpu() for name, tensor in checkpoint.state_dict.items()},
         "sample_images": checkpoint.sample_images,
     }
-    with atomic_path(path) as temporary:
-        torch.save(plain, temporary)
+    save_tensors(path, plain)
+
+
+def save_tensors(path: Path, plain: Mapping[str, Any]) -> None:
+    """Write tensors and primitives atomically, for :func:`load_tensors`.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    # In memory first: torch.save reports a full disk as RuntimeError, writing bytes reports it as OSError.
+    buffer = io.BytesIO()
+    torch.save(dict(plain), buffer)
+    atomic_write_bytes(path, buffer.getvalue())
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -106,7 +126,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             state_dict=dict(plain["state_dict"]),
             sample_images=plain["sample_images"],
         )
-    except (KeyError, TypeError, ValueError, ModelFileError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ModelFileError) as error:
         raise CheckpointError(f"{path} is incomplete or damaged ({error}); retrain or use another copy.") from error
     _check_samples(path, checkpoint)
     return checkpoint

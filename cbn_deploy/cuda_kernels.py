@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cbn_deploy.errors import SettingsError
+from cbn_deploy.native_interface import CudaKernel
 from cbn_deploy.native_library import BFLOAT16, FLOAT16, FLOAT32, NativeLibrary
 
 __all__ = ["register_folder", "register_kernel"]
@@ -19,26 +20,6 @@ __all__ = ["register_folder", "register_kernel"]
 _TYPES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 # The order in which the library passes parameters; a kernel without residual or posterior leaves those out.
 _PARAMETERS = ("x", "residual", "tables", "pixel_count", "channels", "pixels", "y", "posterior")
-
-
-class _Kernel(ctypes.Structure):
-    """``cbn_cuda_kernel`` of c_api.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int32),
-        ("residual", ctypes.c_int32),
-        ("relu", ctypes.c_int32),
-        ("posterior", ctypes.c_int32),
-        ("full", ctypes.c_int32),
-        ("components", ctypes.c_int32),
-        ("most_channels", ctypes.c_int32),
-        ("vector", ctypes.c_int32),
-        ("block_pixels", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-        ("shared_bytes", ctypes.c_int32),
-        ("entry", ctypes.c_char_p),
-        ("ptx", ctypes.c_char_p),
-    )
 
 
 def register_kernel(library: NativeLibrary, contract: str, ptx: str) -> None:
@@ -53,9 +34,7 @@ def register_kernel(library: NativeLibrary, contract: str, ptx: str) -> None:
         ValueError: not such a contract, or one that this version cannot launch.
     """
     kernel = _kernel(contract, ptx)
-    register = library.functions.cbn_cuda_register_kernel
-    register.restype, register.argtypes = ctypes.c_char_p, [ctypes.POINTER(_Kernel)]
-    message: bytes | None = register(ctypes.byref(kernel))
+    message: bytes | None = library.functions.cbn_cuda_register_kernel(ctypes.byref(kernel))
     if message is not None:
         raise ValueError(message.decode())
 
@@ -82,7 +61,7 @@ def register_folder(library: NativeLibrary, folder: Path) -> None:
             ) from error
 
 
-def _kernel(contract: str, ptx: str) -> _Kernel:
+def _kernel(contract: str, ptx: str) -> CudaKernel:
     values: dict[str, Any] = json.loads(contract)
     try:
         spec = values["spec"]
@@ -93,7 +72,7 @@ def _kernel(contract: str, ptx: str) -> _Kernel:
             raise ValueError("its tensors are channels last, onnxruntime's are not")
         if [parameter["name"] for parameter in values["parameters"]] != expected:
             raise ValueError("its parameters are not those of this version")
-        return _Kernel(
+        return CudaKernel(
             type=_TYPES[spec["dtype"]],
             residual=spec["residual"],
             relu=spec["relu"],

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 import cbn_deploy
+from cbn_deploy.native_interface import Quantum, Tensors, declare
 
 __all__ = [
     "BFLOAT16",
@@ -43,29 +44,6 @@ MAX_COMPONENTS = 256
 
 _FILE_NAMES = {"darwin": "libcbn.dylib", "win32": "cbn.dll"}
 _log = logging.getLogger(__name__)
-
-
-class Quantum(ctypes.Structure):
-    """What an 8-bit number n stands for, ``scale * (n - zero)``; ``cbn_quantum`` of c_api.h."""
-
-    _fields_ = (("scale", ctypes.c_float), ("zero", ctypes.c_int32))
-
-
-class _Tensors(ctypes.Structure):
-    """``cbn_tensors`` of c_api.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int32),
-        ("relu", ctypes.c_int32),
-        ("images", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("x", ctypes.c_void_p),
-        ("residual", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("posterior", ctypes.c_void_p),
-        ("block", ctypes.c_int64),
-        ("quanta", Quantum * 3),
-    )
 
 
 @dataclass(frozen=True)
@@ -169,7 +147,7 @@ class NativeLayer:
         Raises:
             ValueError: a wrong type, range, block or quantum, or a closed layer.
         """
-        tensors = _Tensors(data_type, relu, images, pixels, x, residual, y, posterior, block, (Quantum * 3)(*quanta))
+        tensors = Tensors(data_type, relu, images, pixels, x, residual, y, posterior, block, *quanta)
         stop = images * pixels if end is None else end
         _check(self._functions.cbn_layer_forward(self._layer, ctypes.byref(tensors), begin, stop))
 
@@ -214,15 +192,5 @@ def _candidates() -> Iterator[Path]:
 
 def _open(path: Path) -> NativeLibrary:
     functions = ctypes.CDLL(str(path))
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    functions.cbn_version.restype = ctypes.c_char_p
-    functions.cbn_instruction_set.restype = ctypes.c_char_p
-    functions.cbn_layer_create.restype = ctypes.c_char_p
-    functions.cbn_layer_create.argtypes = [
-        *(size, size, *(pointer,) * 5, ctypes.c_float, ctypes.c_float, ctypes.c_char_p, ctypes.POINTER(pointer))
-    ]
-    functions.cbn_layer_destroy.restype = None
-    functions.cbn_layer_destroy.argtypes = [pointer]
-    functions.cbn_layer_forward.restype = ctypes.c_char_p
-    functions.cbn_layer_forward.argtypes = [pointer, ctypes.POINTER(_Tensors), size, size]
+    declare(functions)
     return NativeLibrary(path=path, version=functions.cbn_version().decode(), functions=functions)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from cbn_deploy.errors import ParityError
 from cbn_deploy.native_library import NativeLibrary, native_library
 from cbn_deploy.runtime.native_layouts import native_layout_session
+from cbn_deploy.runtime.signature import INPUT
 from export.inputs import ParityInputs
 from export.op import DOMAIN
 from export.op_parity import OpComparison
 from export.op_sites import OpSite, tap
 from export.parity_report import OpParity
-from export.to_onnx import INPUT_NAME
 
 __all__ = ["SEED", "Progress", "TappedModel", "check_ops", "in_batches", "ort_session", "require_ops"]
 
@@ -79,9 +79,9 @@ class TappedModel:
         self, ops: Sequence[OpComparison], images: NDArray[np.float32], kinds: Sequence[str], rng: np.random.Generator
     ) -> None:
         """Run a batch and let every comparison have its values."""
-        values = dict(zip(self._names, self._session.run(self._names, {INPUT_NAME: images}), strict=True))
+        values = dict(zip(self._names, self._session.run(self._names, {INPUT: images}), strict=True))
         # A model whose first layer is the op has its input among the values it reads.
-        values[INPUT_NAME] = images
+        values[INPUT] = images
         for site, session in self._alone:
             feeds = {name: values[name] for name in (site.x, site.residual) if name is not None}
             values[site.y] = session.run([site.y], feeds)[0]
@@ -90,7 +90,7 @@ class TappedModel:
 
     def batches(self, inputs: ParityInputs) -> Iterator[list[int]]:
         """Batches of 2 to 16, as many as the tapped activations' memory allows."""
-        per_image = sum(array.nbytes for array in self._session.run(None, {INPUT_NAME: inputs.batch([0])}))
+        per_image = sum(array.nbytes for array in self._session.run(None, {INPUT: inputs.batch([0])}))
         yield from in_batches(len(inputs), int(np.clip(_BATCH_BYTES // per_image, 2, _BATCH)))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cbn_deploy.errors import ParityError
 from cbn_deploy.native_library import native_library
+from cbn_deploy.runtime.signature import INPUT, LOGITS
 from export.inputs import REAL, ParityInputs
 from export.limits import LIMITS
 from export.logit_parity import LogitComparison
@@ -22,7 +23,6 @@ from export.op_check import SEED, Progress, TappedModel, in_batches, ort_session
 from export.op_parity import OpComparison
 from export.op_sites import OpSite
 from export.parity_report import ParityReport
-from export.to_onnx import INPUT_NAME, OUTPUT_NAME
 
 __all__ = ["SEED", "Progress", "check_parity"]
 
@@ -121,7 +121,7 @@ def _gather(
 
 
 def _run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> Array:
-    logits: Array = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0].astype(np.float64)
+    logits: Array = session.run([LOGITS], {INPUT: images})[0].astype(np.float64)
     return logits
 
 

@@ -13,10 +13,10 @@ from torch import nn
 from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.self_test import SelfTest, self_test_images
+from cbn_deploy.runtime.signature import INPUT, LOGITS
 from export.limits import LIMITS
 from export.op import DOMAIN
 from export.op_check import ort_session
-from export.to_onnx import INPUT_NAME, OUTPUT_NAME
 
 __all__ = ["record_self_test"]
 
@@ -43,4 +43,4 @@ def _run(exported: onnx.ModelProto, images: NDArray[np.float32]) -> list[NDArray
     native = native_library() if has_op else None
     if native is not None:
         sessions.append(ort_session(exported, native))
-    return [session.run([OUTPUT_NAME], {INPUT_NAME: images})[0].astype(np.float64) for session in sessions]
+    return [session.run([LOGITS], {INPUT: images})[0].astype(np.float64) for session in sessions]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import cbn_deploy.kernels  # noqa: F401 - registers torch.ops.cbn
+from cbn_deploy.runtime.signature import INPUT, LOGITS
 from export.function_body import OPSET
 from export.op import DOMAIN, PLAIN, VERSION, op_schema
 from export.passes import (
@@ -32,10 +33,8 @@ from export.passes import (
     PluginAttributesPass,
 )
 
-__all__ = ["INPUT_NAME", "IR_VERSION", "OUTPUT_NAME", "build_graph", "inline", "to_onnx"]
+__all__ = ["IR_VERSION", "build_graph", "inline", "to_onnx"]
 
-INPUT_NAME = "images"
-OUTPUT_NAME = "logits"
 # The lowest version whose functions may declare attributes with defaults (onnx 1.14).
 IR_VERSION = 9
 
@@ -102,8 +101,8 @@ def _trace(model: nn.Module, example: Tensor) -> ir.Model:
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
+            input_names=[INPUT],
+            output_names=[LOGITS],
             dynamic_shapes=({0: batch},),
             custom_translation_table=_translation_table(),
         )

@@ -7,7 +7,6 @@ folder.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from cbn_deploy.errors import ModelFileError, OutputError
 from cbn_deploy.native_library import OP_DOMAIN, native_library
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.onnx_file import read_onnx_file
-from cbn_deploy.runtime.signature import INPUT, LOGITS
+from cbn_deploy.runtime.signature import INPUT, LOGITS, MODEL_NAME
 
 __all__ = ["RepositoryOptions", "RepositoryResult", "check_repository", "write_repository"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LABELS = "labels.txt"
 # Where NVIDIA's examples mount a repository in the container.
 _MODELS = PurePosixPath("/models")
@@ -72,7 +70,7 @@ def check_repository(folder: Path, options: RepositoryOptions) -> None:
     Raises:
         OutputError: the folder exists, its name is none that Triton and cbn-serve take, or there is no library.
     """
-    if not _NAME.fullmatch(folder.name):
+    if not MODEL_NAME.fullmatch(folder.name):
         raise OutputError(
             f"{folder.name!r} is no model name (letters, digits, '.', '_', '-', at most 64); choose another -o."
         )

@@ -18,9 +18,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cbn_deploy.errors import SettingsError
 from cbn_deploy.runtime.factory import RuntimeName, available_cpus
+from cbn_deploy.runtime.signature import MODEL_NAME
 from serving.config_file import read_config_file, suggest
 
-__all__ = ["ENV_PREFIX", "MODEL_NAME", "ModelSource", "ServingSettings", "load_settings", "unknown_variables"]
+__all__ = ["ENV_PREFIX", "ModelSource", "ServingSettings", "load_settings", "unknown_variables"]
 
 ENV_PREFIX = "CBN_"
 _CONFIG = "config"
@@ -28,7 +29,6 @@ _CONFIG_VARIABLE = f"{ENV_PREFIX}{_CONFIG.upper()}"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # scheme://host[:port], as browsers write an origin.
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ModelSource(BaseModel):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 __all__ = ["Fingerprint", "fingerprint"]
 
-Fingerprint = tuple[int, int, int]  # modification time in ns, size, inode: what changes when a file is changed
+# Modification time in ns, size, inode: what changes when a file is changed. Of two files, one after the other.
+Fingerprint = tuple[int, ...]
 
 
 def fingerprint(path: Path) -> Fingerprint | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from cbn_deploy.kernels.torch_threads import lender
-from cbn_deploy.native_library import NativeLibrary, native_library
+from cbn_deploy.native_interface import Planes
+from cbn_deploy.native_library import native_library
 
 __all__ = ["affine", "gradient_sums", "moments", "suits"]
 
@@ -21,24 +21,9 @@ class _Step(IntEnum):
     AFFINE = 2
 
 
-class _Planes(ctypes.Structure):
-    """``cbn_planes`` of c_api.h."""
-
-    _fields_ = (
-        ("step", ctypes.c_int32),
-        ("planes", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("table", ctypes.c_void_p),
-        ("x", ctypes.c_void_p),
-        ("grad", ctypes.c_void_p),
-        ("result", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-    )
-
-
 def suits(planes: Tensor) -> bool:
     """Whether the library is there and can: float32 on the CPU."""
-    return planes.dtype == torch.float32 and planes.device.type == "cpu" and _functions() is not None
+    return planes.dtype == torch.float32 and planes.device.type == "cpu" and native_library() is not None
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,27 +64,12 @@ def _run(
     result: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
-    functions = _functions()
-    assert functions is not None  # noqa: S101 - the caller asked `suits`
+    library = native_library()
+    assert library is not None  # noqa: S101 - the caller asked `suits`
     tensors = (table, x, grad, result, sums)
     addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    arguments = _Planes(step, *x.shape, *addresses)
-    message: bytes | None = functions.cbn_planes_run(ctypes.byref(arguments), None, lender(), torch.get_num_threads())
+    arguments = Planes(step, *x.shape, *addresses)
+    run = library.functions.cbn_planes_run
+    message: bytes | None = run(ctypes.byref(arguments), None, lender(), torch.get_num_threads())
     if message is not None:
         raise ValueError(message.decode())
-
-
-def _functions() -> ctypes.CDLL | None:
-    """The library's functions, ``None`` where it is absent, turned off or older than this file."""
-    library = native_library()
-    return None if library is None else _declared(library)
-
-
-@functools.cache
-def _declared(library: NativeLibrary) -> ctypes.CDLL | None:
-    functions = library.functions
-    if not hasattr(functions, "cbn_planes_run"):
-        return None
-    functions.cbn_planes_run.restype = ctypes.c_char_p
-    functions.cbn_planes_run.argtypes = [ctypes.POINTER(_Planes), ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32]
-    return functions

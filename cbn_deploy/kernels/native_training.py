@@ -6,7 +6,6 @@ On ``torch.get_num_threads`` of torch's own threads; what is computed does not d
 from __future__ import annotations
 
 import ctypes
-import functools
 from enum import IntEnum
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from cbn_deploy.kernels.torch_threads import lender
 from cbn_deploy.kernels.training_passes import GradientTables, Sums
-from cbn_deploy.native_library import NativeLibrary, native_library
+from cbn_deploy.native_interface import Training
+from cbn_deploy.native_library import native_library
 
 __all__ = ["MAX_COMPONENTS", "combine", "expectation", "input_gradient", "output_sums", "suits"]
 
@@ -29,32 +29,13 @@ class _Step(IntEnum):
     INPUT_GRADIENT = 3
 
 
-class _Training(ctypes.Structure):
-    """``cbn_training`` of c_api.h."""
-
-    _fields_ = (
-        ("step", ctypes.c_int32),
-        ("components", ctypes.c_int32),
-        ("channels", ctypes.c_int64),
-        ("images", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("table", ctypes.c_void_p),
-        ("constant", ctypes.c_void_p),
-        ("x", ctypes.c_void_p),
-        ("grad", ctypes.c_void_p),
-        ("posterior", ctypes.c_void_p),
-        ("result", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-    )
-
-
 def suits(pixels: Tensor, components: int) -> bool:
     """Whether the library is there and can: float32 on the CPU, not too many components."""
     return (
         pixels.dtype == torch.float32
         and pixels.device.type == "cpu"
         and components <= MAX_COMPONENTS
-        and _functions() is not None
+        and native_library() is not None
     )
 
 
@@ -112,33 +93,16 @@ def _run(
     sums: int = 0,
 ) -> Tensor:
     """One pass; returns the ``sums`` numbers that it adds up, none for a pass without."""
-    functions = _functions()
-    assert functions is not None  # noqa: S101 - the caller asked `suits`
+    library = native_library()
+    assert library is not None  # noqa: S101 - the caller asked `suits`
     images, channels, pixels = x.shape
-    parts = x.new_empty((functions.cbn_training_chunks(images, pixels), sums))
+    parts = x.new_empty((library.functions.cbn_training_chunks(images, pixels), sums))
     tensors = (table, constant, x, grad, w, result, parts)
     addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    arguments = _Training(step, w.shape[1], channels, images, pixels, *addresses)
-    message: bytes | None = functions.cbn_training_run(ctypes.byref(arguments), None, lender(), torch.get_num_threads())
+    arguments = Training(step, w.shape[1], channels, images, pixels, *addresses)
+    run = library.functions.cbn_training_run
+    message: bytes | None = run(ctypes.byref(arguments), None, lender(), torch.get_num_threads())
     if message is not None:
         raise ValueError(message.decode())
     # Over many chunks float32 would lose digits that the chunks' own short sums have.
     return parts.sum(0, dtype=torch.float64).float()
-
-
-def _functions() -> ctypes.CDLL | None:
-    """The library's functions, ``None`` where it is absent, turned off or older than this file."""
-    library = native_library()
-    return None if library is None else _declared(library)
-
-
-@functools.cache
-def _declared(library: NativeLibrary) -> ctypes.CDLL | None:
-    functions = library.functions
-    if not hasattr(functions, "cbn_training_run"):
-        return None
-    functions.cbn_training_chunks.restype = ctypes.c_int64
-    functions.cbn_training_chunks.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    functions.cbn_training_run.restype = ctypes.c_char_p
-    functions.cbn_training_run.argtypes = [ctypes.POINTER(_Training), ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32]
-    return functions

@@ -12,7 +12,7 @@ from typing import Any
 
 from cbn_deploy import __version__
 from cbn_deploy.atomic import check_writable
-from cbn_deploy.digest import file_sha256
+from cbn_deploy.calibrated_file import description_digest
 from cbn_deploy.errors import DataError, ImageError, ImageTooLargeError, OutputError
 from cbn_deploy.prediction.classifier import Classifier, ImagePrediction, PredictionOptions, Prepared
 from cbn_deploy.prediction.image_names import image_names, image_root, read_image
@@ -132,7 +132,8 @@ def _open_parts(output: Path, overwrite: bool) -> PartsFolder:
 def _plan(model: Path, source: Path, options: PredictionOptions) -> dict[str, Any]:
     """What must not change while a table is made."""
     return {
-        "model": file_sha256(model),
+        # Of the JSON beside an engine, which has the temperature, and the digest of the engine as well.
+        "model": description_digest(model),
         "source": str(source.resolve()),
         "top_k": options.top_k,
         "prior": options.prior,

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -22,6 +23,7 @@ __all__ = [
     "ModelDescription",
     "Preprocessing",
     "ShotGroup",
+    "check_text",
     "frequency_order",
     "shot_group",
 ]
@@ -31,6 +33,7 @@ FORMAT_VERSION = 1
 # threshold that rejects a few of them lies.
 ENERGY_LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _PREFIX = "cbn."
+_LARGEST_NUMBER = 2**63 - 1  # larger whole numbers are none to many who read JSON
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ShotGroup = Literal["many", "medium", "few"]
@@ -46,6 +49,17 @@ def shot_group(training_count: int) -> ShotGroup:
 def frequency_order(training_counts: Sequence[int]) -> list[int]:
     """Class indices, most training images first, ties in class order."""
     return sorted(range(len(training_counts)), key=lambda k: (-training_counts[k], k))
+
+
+def check_text(plain: Mapping[str, Any]) -> None:
+    """Demand that ``plain``, of JSON's types, can be written as JSON in UTF-8: half a surrogate pair cannot.
+
+    Raises:
+        ValueError: it cannot.
+        TypeError: it is not of JSON's types.
+        RecursionError: it is nested too deeply.
+    """
+    json.dumps(plain, ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +86,8 @@ class Preprocessing:
     channel_order: Literal["RGB"] = "RGB"
 
     def __post_init__(self) -> None:
+        for pixels in (self.height, self.width, self.resize_shorter or 0):
+            operator.index(pixels)  # TypeError unless it is a whole number
         if self.height < 1 or self.width < 1:
             raise ValueError(f"height and width must be at least 1, got {self.height} x {self.width}")
         if self.resize_shorter is not None and self.resize_shorter < max(self.height, self.width):
@@ -146,6 +162,10 @@ class ModelDescription:
         for group, energies in self.energy_quantiles.items():
             if len(energies) != len(ENERGY_LEVELS) or not _ascending_numbers(energies):
                 raise ValueError(f"energy_quantiles of {group!r} must be {len(ENERGY_LEVELS)} ascending numbers")
+        numbers = (self.components, *self.class_counts, self.preprocessing.resize_shorter or 0)
+        if max(map(abs, numbers)) > _LARGEST_NUMBER:
+            raise ValueError("components, class_counts and resize_shorter must be below 2^63")
+        check_text(dataclasses.asdict(self))
 
     @functools.cached_property
     def shot_groups(self) -> tuple[ShotGroup, ...]:
@@ -191,7 +211,7 @@ class ModelDescription:
                 self_test=dict(plain.get("self_test", {})),
                 format_version=version,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ModelFileError(
                 f"The model's description is incomplete or damaged ({error}); export it again."
             ) from error
@@ -212,7 +232,7 @@ class ModelDescription:
             raise ModelFileError("The ONNX file does not describe itself (no cbn.* metadata); make it with cbn-export.")
         try:
             plain = {key: json.loads(value) for key, value in ours.items()}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, numbers without end, lists nested without end
             raise ModelFileError(f"The model's metadata is damaged ({error}); export it again.") from error
         return cls.from_dict(plain)
 

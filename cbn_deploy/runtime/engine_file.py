@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cbn_deploy.errors import ModelFileError
-from cbn_deploy.runtime.description import ModelDescription
+from cbn_deploy.runtime.description import ModelDescription, check_text
 
 __all__ = [
     "ENGINE_FORMAT_VERSION",
@@ -100,6 +100,7 @@ class EngineDescription:
                     f"The engine's description has format version {version}, this cbn-deploy reads up to "
                     f"{ENGINE_FORMAT_VERSION}; upgrade cbn-deploy."
                 )
+            check_text(plain)
             smallest, optimal, largest = (int(v) for v in plain["batch_sizes"])
             return cls(
                 model=ModelDescription.from_dict(plain["model"]),
@@ -113,7 +114,7 @@ class EngineDescription:
                 engine_sha256=str(plain["engine_sha256"]),
                 onnx_sha256=str(plain["onnx_sha256"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ModelFileError(
                 f"The engine's description is incomplete or damaged ({error}); build the engine again."
             ) from error
@@ -144,7 +145,7 @@ def read_engine_file(path: Path) -> EngineFile:
     beside = description_path(path)
     try:
         plain = json.loads(_read(beside))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{beside} is not JSON ({error}); build the engine again.") from error
     if not isinstance(plain, dict):
         raise ModelFileError(f"{beside} is not an engine's description; build the engine again.")

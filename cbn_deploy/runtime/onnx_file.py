@@ -2,7 +2,8 @@
 
 An ONNX file is one protobuf message, ``ModelProto``. Walking its top-level fields is enough to tell a truncated or
 foreign file from a whole one, to collect ``metadata_props`` and to see whether the file carries model-local functions;
-one level deeper are the domains of the graph's nodes.
+one level deeper are the domains of the graph's nodes. Tensors are looked for at every depth, because one that says that
+its numbers are in another file would have a runtime read whatever file it names.
 """
 
 from __future__ import annotations
@@ -21,9 +22,25 @@ _MODEL_GRAPH = 7
 _MODEL_METADATA_PROPS = 14
 _MODEL_FUNCTIONS = 25
 _GRAPH_NODE = 1
+_GRAPH_INPUT = 11
+_GRAPH_OUTPUT = 12
+_VALUE_NAME = 1
 _NODE_DOMAIN = 7
 _ENTRY_KEY = 1
 _ENTRY_VALUE = 2
+_TENSOR_EXTERNAL_DATA = 13
+_TENSOR_DATA_LOCATION = 14
+
+# Where tensors can be: message -> number of a field -> the message in it.
+_WAYS_TO_TENSORS: Mapping[str, Mapping[int, str]] = {
+    "model": {_MODEL_GRAPH: "graph", 20: "training", _MODEL_FUNCTIONS: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {_GRAPH_NODE: "node", 5: "tensor", 15: "sparse tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
@@ -53,19 +70,26 @@ def read_onnx_file(path: Path) -> OnnxFile:
     """Read a self-describing ONNX file.
 
     Raises:
-        ModelFileError: missing, not a regular file, unreadable, empty, truncated, not ONNX, or without a description.
+        ModelFileError: missing, not a regular file, unreadable, empty, truncated, not ONNX, without a description, or
+            with tensors in other files.
     """
     path = Path(path)
     content = _read(path)
     try:
         fields = list(_fields(memoryview(content)))
+        external = any(map(_is_external, _tensors(memoryview(content))))
         metadata = dict(_entry(value) for number, value in fields if number == _MODEL_METADATA_PROPS)
-        domains = frozenset(domain for number, value in fields if number == _MODEL_GRAPH for domain in _domains(value))
+        graphs = [value for number, value in fields if number == _MODEL_GRAPH]
+        domains = frozenset(domain for graph in graphs for domain in _domains(graph))
+        for graph in graphs:
+            _check_names(graph)
     except ValueError as error:
         raise ModelFileError(f"{path} is truncated or not an ONNX file ({error}); export it again.") from error
     numbers = {number for number, _ in fields}
     if _MODEL_GRAPH not in numbers:
         raise ModelFileError(f"{path} is not an ONNX file (it has no graph); make one with cbn-export.")
+    if external:
+        raise ModelFileError(f"{path} keeps tensors in other files, which are not read; export it again.")
     try:
         description = ModelDescription.from_metadata(metadata)
     except ModelFileError as error:
@@ -131,8 +155,8 @@ def _spans(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
         payload = position
-        if number == 0:
-            raise ValueError(f"field number 0 at byte {payload}")
+        if number == 0 or tag >> 32:  # of more than 32 bits some readers see the lower ones only: another field
+            raise ValueError(f"field number {number} at byte {payload}")
         if wire_type == _VARINT:
             _, position = _varint(message, position)
             payload = position
@@ -179,6 +203,37 @@ def _domains(graph: memoryview) -> Iterator[str]:
     for number, node in _fields(graph):
         if number == _GRAPH_NODE:
             yield next((str(value, "utf-8") for field, value in _fields(node) if field == _NODE_DOMAIN), "")
+
+
+def _check_names(graph: memoryview) -> None:
+    """Demand UTF-8 of the inputs' and outputs' names, which answers carry; runtimes pass on whatever is there."""
+    for number, value in _fields(graph):
+        if number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            for field, name in _fields(value):
+                if field == _VALUE_NAME:
+                    str(name, "utf-8")
+
+
+def _tensors(model: memoryview) -> Iterator[memoryview]:
+    """Every TensorProto of a ModelProto: of graphs, their subgraphs, functions and training."""
+    waiting = [("model", model)]  # not a recursion: a file may nest more deeply than Python can
+    while waiting:
+        kind, message = waiting.pop()
+        ways = _WAYS_TO_TENSORS[kind]
+        for number, payload in _fields(message):
+            if ways.get(number) == "tensor":
+                yield payload
+            elif number in ways:
+                waiting.append((ways[number], payload))
+
+
+def _is_external(tensor: memoryview) -> bool:
+    """Whether a TensorProto says that its numbers are in another file, or says anything about such a file."""
+    inside = _encode_varint(_TENSOR_DATA_LOCATION << 3 | _VARINT) + b"\0"
+    return any(
+        number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and tensor[start:end] != inside)
+        for number, start, _, end in _spans(tensor)
+    )
 
 
 def _entry(message: memoryview) -> tuple[str, str]:

@@ -89,7 +89,7 @@ class SelfTest:
         try:
             logits = np.asarray(plain["logits"], dtype=np.float64)
             allowed = np.asarray(plain["allowed"], dtype=np.float64)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelFileError(f"The model's self-test is damaged ({error}); export it again.") from error
         if logits.shape != (SELF_TEST_IMAGES, classes) or allowed.shape != (SELF_TEST_IMAGES,):
             raise ModelFileError("The model's self-test does not fit its classes; export it again.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,21 @@ from cbn_deploy.errors import ModelFileError
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.session import Prediction
 
-__all__ = ["INPUT", "LOGITS", "POSTERIOR_PREFIX", "TensorSignature", "check_signature", "to_prediction"]
+__all__ = [
+    "INPUT",
+    "LOGITS",
+    "MODEL_NAME",
+    "POSTERIOR_PREFIX",
+    "TensorSignature",
+    "check_signature",
+    "to_prediction",
+]
 
 INPUT = "images"
 LOGITS = "logits"
 POSTERIOR_PREFIX = "posterior."
+# What servers call a model: part of a URL, and a folder in a repository of models.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ def check_signature(
 ) -> None:
     """Demand the one input "images" (batch, 3, H, W) and an output "logits" (batch, K), float32, batch dynamic.
 
+    Outputs "posterior.<layer>" are not demanded, but must be float32 (batch, M, height, width) if they are there.
+
     Raises:
         ModelFileError: otherwise.
     """
@@ -47,6 +60,9 @@ def check_signature(
     size = description.preprocessing
     _check_tensor(path, INPUT, inputs[INPUT], (3, size.height, size.width))
     _check_tensor(path, LOGITS, outputs[LOGITS], (len(description.class_names),))
+    for name, tensor in outputs.items():
+        if name.startswith(POSTERIOR_PREFIX):
+            _check_tensor(path, name, tensor, ("M", "height", "width"))
 
 
 def to_prediction(values: Mapping[str, NDArray[np.float32]]) -> Prediction:
@@ -61,9 +77,12 @@ def to_prediction(values: Mapping[str, NDArray[np.float32]]) -> Prediction:
     )
 
 
-def _check_tensor(path: Path, name: str, tensor: TensorSignature, expected: tuple[int, ...]) -> None:
-    fits = len(tensor.shape) == 1 + len(expected) and all(
-        actual in (wanted, None) for actual, wanted in zip(tensor.shape, (None, *expected), strict=True)
+def _check_tensor(path: Path, name: str, tensor: TensorSignature, expected: tuple[int | str, ...]) -> None:
+    """``expected``: the sizes after the batch; text names one that may be anything from 1 on."""
+    fits = (
+        len(tensor.shape) == 1 + len(expected)
+        and tensor.shape[0] is None
+        and all(_fits(actual, wanted) for actual, wanted in zip(tensor.shape[1:], expected, strict=True))
     )
     if not (fits and tensor.is_float32):
         wanted = ", ".join(map(str, expected))
@@ -71,3 +90,9 @@ def _check_tensor(path: Path, name: str, tensor: TensorSignature, expected: tupl
             f"{path}: '{name}' must be float32 of shape (batch, {wanted}) with a dynamic batch, as its metadata says, "
             f"but is {'float32' if tensor.is_float32 else 'not float32'} of shape {tensor.shape}; export it again."
         )
+
+
+def _fits(actual: int | None, wanted: int | str) -> bool:
+    if actual is None:
+        return True
+    return actual >= 1 if isinstance(wanted, str) else actual == wanted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cbn_deploy.atomic import atomic_write_bytes
+from cbn_deploy.checkpoint import save_tensors
 from cbn_deploy.errors import CheckpointError
 
 __all__ = ["STATE_NAME", "RunState", "capture_state", "load_state", "restore_state", "save_state"]
@@ -82,10 +81,7 @@ def save_state(path: Path, state: RunState) -> None:
         OutputError: the folder cannot be written or the disk is full.
     """
     content: dict[str, Any] = {field.name: getattr(state, field.name) for field in fields(state)}
-    # In memory first: torch.save reports a full disk as RuntimeError, writing bytes reports it as OSError.
-    buffer = io.BytesIO()
-    torch.save({"format_version": _FORMAT_VERSION, **content}, buffer)
-    atomic_write_bytes(path, buffer.getvalue())
+    save_tensors(path, {"format_version": _FORMAT_VERSION, **content})
 
 
 def load_state(path: Path) -> RunState:

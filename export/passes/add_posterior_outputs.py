@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from cbn_deploy.runtime.signature import POSTERIOR_PREFIX
 from export.op_nodes import OpNode, cbn_nodes
 
-__all__ = ["POSTERIOR_PREFIX", "AddPosteriorOutputsPass"]
-
-POSTERIOR_PREFIX = "posterior."
+__all__ = ["AddPosteriorOutputsPass"]
 
 
 class AddPosteriorOutputsPass(ir.passes.InPlacePass):

@@ -16,8 +16,9 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import normalize
+from cbn_deploy.runtime.signature import INPUT
 from export.op_nodes import cbn_nodes
-from export.to_onnx import INPUT_NAME, IR_VERSION
+from export.to_onnx import IR_VERSION
 
 __all__ = ["METHOD", "quantize_int8"]
 
@@ -85,7 +86,7 @@ def _batches(
 ) -> Iterator[Mapping[str, NDArray[np.float32]]]:
     for start in range(0, len(calibration), _BATCH):
         images = calibration[start : start + _BATCH]
-        yield {INPUT_NAME: normalize(images, preprocessing)}
+        yield {INPUT: normalize(images, preprocessing)}
         if progress is not None:
             progress(len(images))
 

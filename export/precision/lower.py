@@ -19,6 +19,7 @@ from cbn_deploy.data import ImageSet
 from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.preprocessing import normalize
+from cbn_deploy.runtime.signature import INPUT, LOGITS
 from cbn_deploy.training.test_set import find_test_set
 from export.inputs import ParityInputs
 from export.op import DOMAIN
@@ -33,7 +34,7 @@ from export.precision.images import digest, pixels
 from export.precision.int8 import METHOD, quantize_int8
 from export.precision.report import CalibrationRecord, EmulationRecord, PrecisionReport
 from export.precision.same_graph import check_types, require_same_graph
-from export.to_onnx import INPUT_NAME, OUTPUT_NAME, inline
+from export.to_onnx import inline
 
 __all__ = ["Lowered", "PrecisionRequest", "lower_precision"]
 
@@ -211,7 +212,7 @@ class _TestSet:
         logits = []
         for batch in self._batches():
             images = normalize(batch, self._preprocessing)
-            logits.append(session.run([OUTPUT_NAME], {INPUT_NAME: images})[0])
+            logits.append(session.run([LOGITS], {INPUT: images})[0])
             steps.advance(len(batch))
         return np.concatenate(logits), "portable" if native is None else "fused"
 

@@ -81,8 +81,8 @@ def build_engine(
 
 
 def _write(output: Path, engine: bytes, description: EngineDescription) -> None:
-    """Both files are whole before either gets its name."""
+    """Both files are whole before either gets its name, the description first: no engine is seen with an older one."""
     text = json.dumps(description.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    with atomic_path(description_path(output)) as json_file, atomic_path(output) as engine_file:
+    with atomic_path(output) as engine_file, atomic_path(description_path(output)) as json_file:
         engine_file.write_bytes(engine)
         json_file.write_text(text, encoding="utf-8")

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.settings import MODEL_NAME, ModelSource
+from cbn_deploy.runtime.engine_file import description_path
+from cbn_deploy.runtime.signature import MODEL_NAME
+from serving.settings import ModelSource
 from serving.watched_file import Fingerprint, fingerprint
 
 __all__ = ["ModelFile", "find_files"]
@@ -55,11 +57,19 @@ def find_files(sources: tuple[ModelSource, ...], repository: Path | None) -> dic
         paths += [found for found in _in_repository(repository) if found[0] not in named]
     files: dict[tuple[str, int], ModelFile] = {}
     for name, version, path in paths:
-        found = fingerprint(path)
+        found = _fingerprint(path)
         if found is not None:
             file = ModelFile(name=name, version=version, path=path, fingerprint=found)
             files.setdefault((name, version), file)
     return files
+
+
+def _fingerprint(path: Path) -> Fingerprint | None:
+    """Of the file and, if that is an engine, of the description beside it, which has the temperature."""
+    found = fingerprint(path)
+    if found is None or path.suffix.lower() != ".engine":
+        return found
+    return *found, *(fingerprint(description_path(path)) or ())
 
 
 def _in_repository(repository: Path) -> Iterator[tuple[str, int, Path]]:

@@ -31,12 +31,13 @@ def load_model(file: ModelFile, settings: ServingSettings, pool: InferencePool, 
     The session is closed when nobody holds the model any more.
 
     Raises:
-        CbnError: the file cannot be opened, gives no finite logits, or not those that were exported.
+        CbnError: the file cannot be opened, gives no finite logits, not those that were exported, or posteriors that
+            are none.
     """
     # Threads that spin would make a run cost 60 % more of the CPUs that decoding and the event loop need.
     session = open_session(file.path, settings.runtime, settings.threads, spin=False)
     try:
-        trial = _prove(session, settings.max_batch)
+        return _served(file, session, _prove(session, settings.max_batch), settings, pool, on_batch)
     except CbnError:
         session.close()
         raise
@@ -44,6 +45,16 @@ def load_model(file: ModelFile, settings: ServingSettings, pool: InferencePool, 
         session.close()
         reason = " ".join(str(error).split())
         raise ModelFileError(f"{file.path} can be loaded but not run ({reason}); export it again.") from error
+
+
+def _served(
+    file: ModelFile,
+    session: Session,
+    trial: Prediction,
+    settings: ServingSettings,
+    pool: InferencePool,
+    on_batch: OnBatch,
+) -> ServedModel:
     statistics = ModelStatistics()
 
     def count(record: BatchRecord) -> None:
@@ -78,8 +89,9 @@ def _prove(session: Session, max_batch: int) -> Prediction:
     expected = SelfTest.of(session.description) if session.describe().device == "cpu" else None
     singles = [session.run(images[index : index + 1]) for index in range(len(images))]
     full = session.run(np.resize(images, (max_batch, *images.shape[1:])))
-    for logits in (np.concatenate([single.logits for single in singles]), full.logits):
-        _require_finite(session, logits)
+    for prediction, batch in (*((single, 1) for single in singles), (full, max_batch)):
+        _require_finite(session, prediction.logits, batch)
+        _require_posteriors(session, prediction, singles[0])
     if expected is not None:
         expected.check(np.concatenate([single.logits for single in singles]))
         if max_batch >= len(images):
@@ -87,8 +99,20 @@ def _prove(session: Session, max_batch: int) -> Prediction:
     return singles[0]
 
 
-def _require_finite(session: Session, logits: NDArray[np.float32]) -> None:
-    if logits.shape[1:] != (len(session.description.class_names),) or not np.isfinite(logits).all():
+def _require_finite(session: Session, logits: NDArray[np.float32], batch: int) -> None:
+    if logits.shape != (batch, len(session.description.class_names)) or not np.isfinite(logits).all():
         raise ModelFileError(
             f"{session.describe().file} answers an ordinary image with no finite logits; train or export it again."
         )
+
+
+def _require_posteriors(session: Session, prediction: Prediction, first: Prediction) -> None:
+    """Demand float32 (B, M, height, width), B that of the logits, the rest as in the ``first`` prediction."""
+    for layer, posterior in prediction.posteriors.items():
+        shape = (len(prediction.logits), *first.posteriors[layer].shape[1:])
+        if posterior.dtype != np.float32 or posterior.shape != shape or posterior.ndim != 4 or posterior.size == 0:
+            raise ModelFileError(
+                f"{session.describe().file} gives a posterior of {layer} that is {posterior.dtype} of shape "
+                f"{posterior.shape} for {len(prediction.logits)} images, not float32 (images, M, height, width); "
+                "export it again."
+            )

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,18 @@ def test_wrong_sample_images(checkpoint_path: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("description", "format_version"), ("description", "components"), ("architecture", "num_classes")],
+)
+def test_numbers_without_end(checkpoint_path: Path, tmp_path: Path, part: str, field: str) -> None:
+    plain = torch.load(checkpoint_path, weights_only=True)
+    plain[part][field] = float("inf")
+    torch.save(plain, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="incomplete or damaged"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
 def test_a_failed_save_leaves_the_old_file(checkpoint_path: Path, tmp_path: Path) -> None:
     good = load_checkpoint(checkpoint_path)
     path = tmp_path / "m.pt"
@@ -111,6 +124,21 @@ def test_a_failed_save_leaves_the_old_file(checkpoint_path: Path, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
     with pytest.raises(OutputError, match="choose another folder"):
         save_checkpoint(path / "below-a-file" / "m.pt", good)
+
+
+def test_a_full_disk_is_one_sentence(checkpoint_path: Path, tmp_path: Path) -> None:
+    good = load_checkpoint(checkpoint_path)
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a file takes no more than that: writing fails half-way
+    try:
+        with pytest.raises(OutputError, match="free space or choose another folder"):
+            save_checkpoint(path, good)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
 
 
 def test_sha256(tmp_path: Path) -> None:

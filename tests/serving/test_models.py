@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from cbn_deploy.errors import ModelFileError, SettingsError
+from cbn_deploy.runtime.engine_file import description_path
 from cbn_deploy.runtime.self_test import SelfTest, self_test_images
 from serving.errors import ApiError
 from serving.inference import InferencePool
 from serving.models import ModelRegistry
-from serving.models.files import ModelFile
+from serving.models.files import ModelFile, find_files
 from serving.models.loading import load_model
-from serving.settings import load_settings
+from serving.settings import ModelSource, load_settings
 from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe, spin_for
 
 Start = Callable[..., ModelRegistry]
@@ -187,6 +189,61 @@ def test_a_file_that_cannot_be_served_changes_nothing(
     refresh(registry)
     assert (mark(registry), mark(registry, "b")) == ("mended", "b2")
     assert reason(registry, "a 1") == reason(registry, "b 2") == ""
+
+
+def posterior_of_another_shape(shape: list[int], keep: list[bool]) -> bytes:
+    """A colour model whose posterior is declared (batch, 3, 8, 8) and is something else, which only a run shows."""
+    model = colour_model()
+    # No tool can tell what Compress leaves, so the declaration stands uncontradicted.
+    model.graph.initializer.append(numpy_helper.from_array(np.array(keep), "keep"))
+    if shape:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "sizes"))
+        model.graph.node.append(helper.make_node("Compress", ["sizes", "keep"], ["shape"]))
+        model.graph.node.append(helper.make_node("Reshape", ["images", "shape"], ["posterior.stem"]))
+    else:
+        model.graph.node.append(helper.make_node("Compress", ["images", "keep"], ["posterior.stem"], axis=0))
+    declared = helper.make_tensor_value_info("posterior.stem", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    model.graph.output.append(declared)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (posterior_of_another_shape([], [True]), "for 4 images"),
+        (posterior_of_another_shape([], [False]), "for 1 images"),
+        (posterior_of_another_shape([-1, 3, 64, 9], [True, True, True, False]), "shape (1, 3, 64)"),
+        (posterior_of_another_shape([-1, 64, 9], [True, True, False]), "shape (3, 64)"),
+        (posterior_of_another_shape([-1, 9], [True, False]), "shape (192,)"),
+    ],
+    ids=["first image only", "empty", "rank 3", "rank 2", "rank 1"],
+)
+def test_a_posterior_that_is_none_is_found_out(repository: Path, start: Start, content: bytes, says: str) -> None:
+    put(repository / "a" / "1" / "model.onnx", "good")
+    put_bytes(repository / "a" / "2" / "model.onnx", content)
+    registry = start()
+    assert states(registry) == {"a 1": "READY", "a 2": "UNAVAILABLE"}
+    assert "gives a posterior of stem" in reason(registry, "a 2")
+    assert says in reason(registry, "a 2")
+
+
+def test_an_engine_has_changed_when_its_description_has(tmp_path: Path) -> None:
+    engine = tmp_path / "e.engine"
+    beside = description_path(engine)
+
+    def found() -> object:
+        return find_files((ModelSource(name="e", path=engine),), None)[("e", 1)].fingerprint
+
+    engine.write_bytes(b"an engine as far as looking at files goes")
+    alone = found()
+    beside.write_text('{"temperature": null}')
+    described = found()
+    beside.write_text('{"temperature": 1.5}')
+    calibrated = found()
+    assert len({alone, described, calibrated}) == 3
+    assert found() == calibrated
+    engine.write_bytes(b"another engine")
+    assert found() != calibrated
 
 
 def test_a_model_proves_that_it_computes_what_was_exported(repository: Path, start: Start) -> None:

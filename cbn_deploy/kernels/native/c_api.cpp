@@ -50,6 +50,8 @@ const char* layout_refusal(const cbn_layer& layer, const cbn_tensors& tensors) {
 
 }  // namespace
 
+int cbn_abi(void) { return CBN_ABI; }
+
 const char* cbn_version(void) { return CBN_VERSION; }
 
 const char* cbn_instruction_set(void) {

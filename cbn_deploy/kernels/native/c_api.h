@@ -17,6 +17,13 @@
 extern "C" {
 #endif
 
+/* The number of this interface: raised whenever a structure or a function below changes, here and in
+ * cbn_deploy/native_interface.py, which describes them to Python. A library of another number is not used. */
+#define CBN_ABI 1
+
+/* CBN_ABI of the header that the library was built with. */
+CBN_EXPORT int cbn_abi(void);
+
 /* One layer's constants. */
 typedef struct cbn_layer cbn_layer;
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cbn_deploy.kernels import native_training, training_passes
+from cbn_deploy.native_interface import Training
 from tests.cbn_deploy.kernels.native_cases import library
 from tests.cbn_deploy.kernels.training_cases import (
     EPS,
@@ -187,13 +188,10 @@ def test_an_empty_batch() -> None:
     ],
 )
 def test_wrong_arguments_are_sentences(change: dict[str, int | None], message: str) -> None:
-    functions = native_training._functions()
-    assert functions is not None
+    functions = library().functions
     space = torch.zeros(64)
     good = dict.fromkeys(("table", "constant", "x", "posterior", "sums"), space.data_ptr())
     sizes = {"step": 0, "components": 1, "channels": 1, "images": 1, "pixels": 1}
-    arguments = native_training._Training(**{**sizes, **good, **change})
+    arguments = Training(**{**sizes, **good, **change})
     assert message in functions.cbn_training_run(ctypes.byref(arguments), None, None, 1).decode()
-    assert b"instruction set" in functions.cbn_training_run(
-        ctypes.byref(native_training._Training(**sizes, **good)), b"mmx", None, 1
-    )
+    assert b"instruction set" in functions.cbn_training_run(ctypes.byref(Training(**sizes, **good)), b"mmx", None, 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from cbn_deploy.kernels import native_split
+from cbn_deploy.native_interface import Planes
 from cbn_deploy.norm.functional import group_moments
 from tests.cbn_deploy.kernels.native_cases import library
 from tests.cbn_deploy.kernels.training_cases import (
@@ -184,10 +184,8 @@ def test_only_x_and_tables_are_saved() -> None:
     ],
 )
 def test_wrong_arguments_are_sentences(change: dict[str, int | None], message: str) -> None:
-    require_training_kernels()
-    functions = native_split._functions()
-    assert functions is not None
+    functions = library().functions
     space = torch.zeros(64)
     addresses = dict.fromkeys(("table", "x", "grad", "result", "sums"), space.data_ptr())
-    arguments = native_split._Planes(**{"step": 0, "planes": 1, "pixels": 1, **addresses, **change})
+    arguments = Planes(**{"step": 0, "planes": 1, "pixels": 1, **addresses, **change})
     assert message in functions.cbn_planes_run(ctypes.byref(arguments), None, None, 1).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from cbn_deploy.prediction import PredictionOptions, predict_images
 from cbn_deploy.prediction import run as run_module
 from cbn_deploy.prediction.parts import PartsFolder
 from cbn_deploy.prediction.table import COLUMNS, table_format
+from cbn_deploy.runtime.engine_file import description_path
 from cbn_deploy.runtime.preprocessing import ImageLimits
 from tests.onnx_models import colour_model, describe, write_colour_model
 from tests.serving.files import bomb_png, colour
@@ -278,6 +280,23 @@ def test_an_unfinished_run_is_not_mixed_with_another(model, photos, tmp_path, mo
     with pytest.raises(OutputError, match="another model"):
         predict_images(other, photos, out)
     assert predict_images(model, photos, out).resumed == 18
+
+
+def test_another_temperature_of_an_engine_is_another_model(tmp_path):
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"an engine as far as its digest goes")
+    beside = description_path(engine)
+    beside.write_text('{"temperature": 1.0}')
+    plan = run_module._plan(engine, tmp_path, PredictionOptions())
+    assert run_module._plan(engine, tmp_path, PredictionOptions()) == plan
+    beside.write_text('{"temperature": 1.5}')
+    changed = run_module._plan(engine, tmp_path, PredictionOptions())
+    assert {key for key in plan if plan[key] != changed[key]} == {"model"}
+
+
+def test_the_plan_of_an_onnx_file_is_as_it_was(model, tmp_path):
+    plan = run_module._plan(model, tmp_path, PredictionOptions())
+    assert plan["model"] == hashlib.sha256(model.read_bytes()).hexdigest()
 
 
 def test_two_processes_do_not_write_one_table(model, photos, tmp_path):

@@ -73,6 +73,8 @@ def test_shot_groups_of_a_model() -> None:
         ("cbn.format_version", "2", "upgrade"),
         ("cbn.preprocessing", "{}", "incomplete or damaged"),
         ("cbn.preprocessing", "3", "incomplete or damaged"),
+        ("cbn.preprocessing", '{"height": 32.0, "width": 24, "mean": [0, 0, 0], "std": [1, 1, 1]}', "as an integer"),
+        ("cbn.preprocessing", '{"height": 32, "width": "24", "mean": [0, 0, 0], "std": [1, 1, 1]}', "as an integer"),
         ("cbn.training_prior", '"x"', "incomplete or damaged"),
         ("cbn.training_prior", "[0, 0, 0]", "training_prior must be"),
         ("cbn.training_prior", "[0.5, NaN, 0.5]", "training_prior must be"),
@@ -84,7 +86,21 @@ def test_shot_groups_of_a_model() -> None:
         ("cbn.energy_quantiles", '{"all": [1, 2, 3, 4, 5, 6, 8, 7]}', "ascending numbers"),
         ("cbn.energy_quantiles", '{"all": [1, 2, 3, 4, 5, 6, 7, Infinity]}', "ascending numbers"),
         ("cbn.occupancy", "[1]", "incomplete or damaged"),
+        ("cbn.format_version", "Infinity", "incomplete or damaged"),
+        ("cbn.class_counts", "[1e999, 1, 1]", "incomplete or damaged"),
+        ("cbn.temperature", "1" + "0" * 400, "incomplete or damaged"),
+        ("cbn.temperature", "1" * 5000, "metadata is damaged"),
+        ("cbn.parity", "[" * 200_000, "metadata is damaged"),
+        ("cbn.parity", '{"a":' + "[" * 900 + "]" * 900 + "}", "damaged"),
+        ("cbn.components", str(2**63), "must be below"),
+        ("cbn.class_counts", f"[1, {10**400}, 1]", "must be below"),
+        ("cbn.class_names", r'["a", "\ud800", "c"]', "surrogates not allowed"),
+        ("cbn.architecture", r'"\ud800"', "surrogates not allowed"),
+        ("cbn.tool_versions", r'{"\ud800": "1"}', "surrogates not allowed"),
+        ("cbn.parity", r'{"of": ["\udfff"]}', "surrogates not allowed"),
+        ("cbn.tool_versions", '{"a":' * 200_000, "metadata is damaged"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_damaged_metadata(key: str, value: str | None, message: str) -> None:
     metadata = DESCRIPTION.to_metadata()
@@ -99,6 +115,13 @@ def test_damaged_metadata(key: str, value: str | None, message: str) -> None:
 def test_a_file_that_does_not_describe_itself() -> None:
     with pytest.raises(ModelFileError, match="does not describe itself"):
         ModelDescription.from_metadata({"author": "someone"})
+
+
+def test_half_a_surrogate_pair_is_no_name() -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        dataclasses.replace(DESCRIPTION, class_names=("a", "\ud83d", "c"))
+    whole = dataclasses.replace(DESCRIPTION, class_names=("a", "\U0001f600", "c"))
+    assert ModelDescription.from_metadata(whole.to_metadata()) == whole
 
 
 @pytest.mark.parametrize(

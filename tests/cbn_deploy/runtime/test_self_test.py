@@ -45,6 +45,6 @@ def test_damaged_records() -> None:
     plain = make().to_dict()
     with pytest.raises(ModelFileError, match="does not fit"):
         SelfTest.from_dict(plain, 4)
-    for damaged in ({}, {**plain, "allowed": "x"}, {**plain, "logits": [[1], [2, 3]]}):
+    for damaged in ({}, {**plain, "allowed": "x"}, {**plain, "logits": [[1], [2, 3]]}, {**plain, "allowed": [10**400]}):
         with pytest.raises(ModelFileError, match="damaged"):
             SelfTest.from_dict(damaged, 3)

@@ -103,6 +103,33 @@ def test_a_graph_that_contradicts_its_metadata_is_refused(
         open_session(path, runtime)
 
 
+def posterior_model(op: str, dtype: int, shape: list[str | int] | None, **attributes: object) -> onnx.ModelProto:
+    """A colour model with a posterior of its own kind: ``op`` of the images."""
+    model = onnx.inliner.inline_local_functions(colour_model())
+    model.graph.node.append(helper.make_node(op, ["images"], ["posterior.stem"], **attributes))
+    model.graph.output.append(helper.make_tensor_value_info("posterior.stem", dtype, shape))
+    return model
+
+
+@pytest.mark.parametrize("runtime", ONNX_RUNTIMES)
+@pytest.mark.parametrize(
+    "model",
+    [
+        posterior_model("Cast", TensorProto.INT64, ["batch", 3, SIZE, SIZE], to=TensorProto.INT64),
+        posterior_model("Cast", TensorProto.STRING, ["batch", 3, SIZE, SIZE], to=TensorProto.STRING),
+        posterior_model("ReduceMean", TensorProto.FLOAT, None, keepdims=0),
+        posterior_model("Flatten", TensorProto.FLOAT, ["batch", 3 * SIZE * SIZE]),
+        posterior_model("ReduceMean", TensorProto.FLOAT, [1, 1, 1, 1]),
+        posterior_model("Squeeze", TensorProto.FLOAT, None),
+    ],
+    ids=["int64", "string", "one number", "rank 2", "fixed batch", "any rank"],
+)
+def test_a_posterior_that_is_none_is_refused(tmp_path: Path, runtime: RuntimeName, model: onnx.ModelProto) -> None:
+    path = write_colour_model(tmp_path / "model.onnx", model)
+    with pytest.raises(ModelFileError, match=r"'posterior\.stem' must be float32|OpenVINO cannot load"):
+        open_session(path, runtime, threads=1)
+
+
 @pytest.mark.parametrize("runtime", ONNX_RUNTIMES)
 def test_a_graph_with_an_unknown_op_is_one_sentence(
     tmp_path: Path, runtime: RuntimeName, capfd: pytest.CaptureFixture[str]

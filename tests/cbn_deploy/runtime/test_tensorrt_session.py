@@ -48,6 +48,27 @@ def test_a_description_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "text", "sentence"),
+    [
+        ("engine_format_version", "Infinity", "description is incomplete or damaged"),
+        ("batch_sizes", "[1, 4, 1e999]", "description is incomplete or damaged"),
+        ("version", "[" * 200_000, "is not JSON"),
+        ("outputs", r'[{"name": "posterior.\ud800", "dtype": "float32", "shape": []}]', "surrogates not allowed"),
+    ],
+    ids=["version without end", "batch without end", "lists without end", "half a surrogate pair"],
+)
+def test_a_damaged_description_is_one_sentence(tmp_path: Path, field: str, text: str, sentence: str) -> None:
+    path = write(tmp_path)
+    beside = description_path(path)
+    plain = json.loads(beside.read_text())
+    before = f'"{field}": {json.dumps(plain[field])}'
+    assert before in beside.read_text()
+    beside.write_text(beside.read_text().replace(before, f'"{field}": {text}'))
+    with pytest.raises(ModelFileError, match=sentence):
+        read_engine_file(path)
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"inputs": (TensorSpec("pixels", "float32", (None, 3, SIZE, SIZE)),)}, "must have the one input 'images'"),

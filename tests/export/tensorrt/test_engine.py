@@ -17,14 +17,16 @@ import torch
 from cbn_deploy.checkpoint import load_checkpoint, load_model
 from cbn_deploy.errors import EngineError, ModelFileError, OutputError, RuntimeUnavailableError
 from cbn_deploy.norm import freeze
-from cbn_deploy.runtime.engine_file import TensorSpec, description_path, read_engine_file
+from cbn_deploy.runtime.engine_file import EngineDescription, TensorSpec, description_path, read_engine_file
 from cbn_deploy.runtime.factory import open_session
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export import ExportResult
 from export.cli import main
 from export.passes import DescribePass, ToSixteenBitsPass
 from export.tensorrt import EngineOptions, EngineResult, build_engine
+from export.tensorrt import engine as engine_module
 from export.to_onnx import build_graph
+from tests.onnx_models import describe
 from tests.reference.tolerances import tolerance
 
 NEEDS_RTX = pytest.mark.skipif(
@@ -224,6 +226,31 @@ def test_an_onnx_file_is_built_as_it_is(
 ) -> None:
     assert run(monkeypatch, exported.path, "--target", "tensorrt-rtx", "--inline") == 2
     assert "is built as it is" in capsys.readouterr().err
+
+
+def test_no_engine_is_put_in_place_before_its_description(tmp_path: Path) -> None:
+    description = EngineDescription(
+        model=describe(),
+        runtime="tensorrt-rtx",
+        version="1",
+        implementation="none",
+        compute_capabilities=("8.9",),
+        batch_sizes=(1, 1, 1),
+        inputs=(),
+        outputs=(),
+        engine_sha256="",
+        onnx_sha256="",
+    )
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"old")
+    description_path(path).mkdir()  # what cannot be replaced by a file
+    with pytest.raises(OutputError):
+        engine_module._write(path, b"new", description)
+    assert path.read_bytes() == b"old"
+    description_path(path).rmdir()
+    engine_module._write(path, b"new", description)
+    assert path.read_bytes() == b"new"
+    assert json.loads(description_path(path).read_text()) == description.to_dict()
 
 
 @NEEDS_RTX
