@@ -27,7 +27,6 @@ __all__ = [
     "FLOAT16",
     "FLOAT32",
     "MAX_COMPONENTS",
-    "OP_DOMAIN",
     "UINT8",
     "NativeLayer",
     "NativeLibrary",
@@ -35,8 +34,6 @@ __all__ = [
     "native_library",
 ]
 
-# The domain in which the library registers the op with onnxruntime.
-OP_DOMAIN = "cbn"
 # ONNX's numbers of the types that the kernels store.
 FLOAT32, UINT8, FLOAT16, BFLOAT16 = 1, 2, 10, 16
 # More components than this have no kernel.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from cbn_deploy.op_forms import OP_DOMAIN, OP_FORMS
+
 __all__ = [
     "ADD_RELU",
     "DEFAULT_DENSITY_SCALE",
@@ -24,7 +26,7 @@ __all__ = [
     "op_schema",
 ]
 
-DOMAIN = "cbn"
+DOMAIN = OP_DOMAIN
 VERSION = 1
 DEFAULT_EPSILON = 1e-5
 DEFAULT_DENSITY_SCALE = 1.0
@@ -45,9 +47,9 @@ class OpForm:
     """One form of the op.
 
     Attributes:
-        op_type: ONNX operator name, unique across domains because some readers key local functions by name alone.
-        residual: a second data input, shaped and typed like X, is added before the activation.
-        relu: the result goes through ``max(0, .)``.
+        op_type: ONNX operator name.
+        residual: see :class:`cbn_deploy.op_forms.Form`.
+        relu: likewise.
     """
 
     op_type: str
@@ -60,10 +62,8 @@ class OpForm:
         return ("X", "residual", *TABLES) if self.residual else ("X", *TABLES)
 
 
-PLAIN = OpForm("CompoundBatchNormalization", residual=False, relu=False)
-RELU = OpForm("CompoundBatchNormalizationRelu", residual=False, relu=True)
-ADD_RELU = OpForm("CompoundBatchNormalizationAddRelu", residual=True, relu=True)
-FORMS = {form.op_type: form for form in (PLAIN, RELU, ADD_RELU)}
+FORMS = {name: OpForm(name, form.residual, form.relu) for name, form in OP_FORMS.items()}
+PLAIN, RELU, ADD_RELU = (FORMS[f"CompoundBatchNormalization{ending}"] for ending in ("", "Relu", "AddRelu"))
 
 
 def op_schema(form: OpForm, *, with_posterior: bool = True) -> onnx.defs.OpSchema:

@@ -16,7 +16,8 @@ import onnx
 
 from cbn_deploy.atomic import atomic_folder, check_writable
 from cbn_deploy.errors import ModelFileError, OutputError
-from cbn_deploy.native_library import OP_DOMAIN, native_library
+from cbn_deploy.native_library import native_library
+from cbn_deploy.op_forms import OP_DOMAIN
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from cbn_deploy.runtime.signature import INPUT, LOGITS, MODEL_NAME

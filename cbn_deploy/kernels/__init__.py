@@ -2,7 +2,7 @@
 
 import cbn_deploy.kernels.inference_gradient  # noqa: F401 - registers it
 from cbn_deploy.kernels.all_reduce import all_reduced
-from cbn_deploy.kernels.split_training import group_moments, image_moments, split_normalize
+from cbn_deploy.kernels.split_training import group_moments, split_normalize
 from cbn_deploy.kernels.torch_ops import compound_batch_norm, compound_batch_norm_posterior
 from cbn_deploy.kernels.training import mixture_normalize, mixture_statistics
 
@@ -11,7 +11,6 @@ __all__ = [
     "compound_batch_norm",
     "compound_batch_norm_posterior",
     "group_moments",
-    "image_moments",
     "mixture_normalize",
     "mixture_statistics",
     "split_normalize",

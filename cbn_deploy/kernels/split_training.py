@@ -21,24 +21,7 @@ from torch import Tensor
 from cbn_deploy.kernels import cuda, native_split, portable, split_groups, split_passes
 from cbn_deploy.kernels.memory_format import dense, empty_like_dense, empty_output, stored_like
 
-__all__ = ["group_moments", "image_moments", "split_normalize"]
-
-
-@torch.library.custom_op("cbn::image_moments", mutates_args=())
-def image_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of every image of x (B, D, *spatial).
-
-    Returns:
-        (B, D) each, float32, or float64 for float64 x.
-    """
-    return _moments_of_images(x, 1)
-
-
-@image_moments.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = portable.working_dtype(x)
-    mean, var = (torch.empty(x.shape[:2], dtype=dtype, device=x.device) for _ in range(2))
-    return mean, var
+__all__ = ["group_moments", "split_normalize"]
 
 
 @torch.library.custom_op("cbn::group_moments", mutates_args=())
@@ -203,6 +186,7 @@ def _gradients_in_triton(
 
 
 def _moments_of_images(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """(B, D) each: mean and biased variance of every channel of every image, float32, or float64 for float64 x."""
     triton = cuda.split_passes(x, num_groups)
     if triton is not None:
         found: tuple[Tensor, Tensor] = triton.moments(_flat(dense(x)))

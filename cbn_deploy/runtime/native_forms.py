@@ -7,26 +7,21 @@ from collections.abc import Iterable
 
 from onnx import AttributeProto, ModelProto, NodeProto, helper
 
-from cbn_deploy.native_library import OP_DOMAIN
+from cbn_deploy.op_forms import OP_DOMAIN, OP_FORMS
 
 __all__ = ["Rewriting", "has_residual", "is_op", "kept_attributes"]
 
-_FORMS = {
-    "CompoundBatchNormalization": False,
-    "CompoundBatchNormalizationRelu": False,
-    "CompoundBatchNormalizationAddRelu": True,
-}
 _KEPT_ATTRIBUTES = ("epsilon", "density_scale")
 
 
 def is_op(node: NodeProto) -> bool:
     """Whether the node is one of the op's planar forms."""
-    return node.domain == OP_DOMAIN and node.op_type in _FORMS
+    return node.domain == OP_DOMAIN and node.op_type in OP_FORMS
 
 
 def has_residual(node: NodeProto) -> bool:
     """Whether the second input of this node of the op is a residual."""
-    return _FORMS[node.op_type]
+    return OP_FORMS[node.op_type].residual
 
 
 def kept_attributes(node: NodeProto) -> list[AttributeProto]:

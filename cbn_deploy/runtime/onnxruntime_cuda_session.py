@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from cbn_deploy.cuda_kernels import register_folder, register_kernel
 from cbn_deploy.errors import ModelFileError, RuntimeUnavailableError
-from cbn_deploy.native_library import OP_DOMAIN, NativeLibrary, native_library
+from cbn_deploy.native_library import NativeLibrary, native_library
+from cbn_deploy.op_forms import OP_DOMAIN
 from cbn_deploy.runtime.factory import available_cpus
 from cbn_deploy.runtime.onnx_file import OnnxFile, read_onnx_file
 from cbn_deploy.runtime.onnxruntime_session import ProviderSession, session_options

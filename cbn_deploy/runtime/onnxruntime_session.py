@@ -11,7 +11,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cbn_deploy.errors import InputError, ModelFileError
-from cbn_deploy.native_library import OP_DOMAIN, NativeLibrary, native_library
+from cbn_deploy.native_library import NativeLibrary, native_library
+from cbn_deploy.op_forms import OP_DOMAIN
 from cbn_deploy.runtime.factory import available_cpus
 from cbn_deploy.runtime.onnx_file import OnnxFile, read_onnx_file
 from cbn_deploy.runtime.session import Prediction, Session, SessionInfo

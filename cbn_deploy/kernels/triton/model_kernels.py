@@ -25,7 +25,7 @@ from cbn_deploy.kernels.triton.ahead_of_time import (
     write_kernel,
 )
 from cbn_deploy.kernels.triton.contract import DataType, KernelSpec
-from cbn_deploy.native_library import OP_DOMAIN
+from cbn_deploy.op_forms import OP_DOMAIN, OP_FORMS
 
 __all__ = ["LayerShape", "compile_for_model", "model_layers"]
 
@@ -33,12 +33,6 @@ _TYPES: dict[int, DataType] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
-}
-# The fused forms: residual, relu.
-_FORMS = {
-    "CompoundBatchNormalization": (False, False),
-    "CompoundBatchNormalizationRelu": (False, True),
-    "CompoundBatchNormalizationAddRelu": (True, True),
 }
 _TABLES = 5
 _compiled = cache(compile_kernel)
@@ -91,7 +85,7 @@ def model_layers(content: bytes) -> list[LayerShape]:
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     types = {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
     tables = {table.name: tuple(table.dims) for table in graph.initializer}
-    nodes = [node for node in graph.node if node.domain == OP_DOMAIN and node.op_type in _FORMS]
+    nodes = [node for node in graph.node if node.domain == OP_DOMAIN and node.op_type in OP_FORMS]
     return list(dict.fromkeys(_layer(node, types, tables) for node in nodes))
 
 
@@ -114,7 +108,7 @@ def _layer(node: NodeProto, types: dict[str, TypeProto], tables: dict[str, tuple
         raise ValueError(f"the type of node {node.name}'s input cannot be told; export the model again")
     sizes = [axis.dim_value for axis in x.shape.dim][2:]
     known = x.HasField("shape") and len(x.shape.dim) > 1 and all(size > 0 for size in sizes)
-    residual, relu = _FORMS[node.op_type]
+    residual, relu = OP_FORMS[node.op_type]
     return LayerShape(
         dtype=_TYPES[x.elem_type],
         components=shape[0],
