@@ -37,10 +37,11 @@ Examples:
 
   cbn-eval model.onnx --data cifar --runtime openvino
 
-  cbn-eval model.pt --data photos --recipe image-folder --set data.seed=3
+  cbn-eval model.pt --data photos --recipe image-folder
 
 A folder's test images are found by what lies there: the CIFAR files, test.csv or test.txt, test/CLASS/* or CLASS/*.
-With --recipe they are split off exactly as cbn-train does it, which matters where no test folder exists.
+With --recipe they are split off exactly as for the model's training (repeat its --set, if it had any that chose
+images), which matters where no test folder exists.
 """
 
 _NO_TEMPERATURE = (
@@ -79,7 +80,7 @@ def evaluate(
     recipe: Annotated[str | None, typer.Option(help="Split the data as this recipe does.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Settings of that recipe, such as data.seed=3."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Settings of that recipe, such as rho=50."),
     ] = None,
 ) -> None:
     """Evaluate a model: accuracy and recalls with intervals, many / medium / few, calibration, use of the mixture."""
@@ -98,6 +99,8 @@ def evaluate(
     with open_session(model, known[runtime], threads, with_posteriors=True) as session:
         description, info = session.description, session.describe()
         images = _test_set(description, data, recipe, settings or [])
+        if recipe is None:
+            _warn(description, images, data)
         result = _evaluate(session, images, batch_size, calibrate or write_temperature, prior_shift)
     console = Console()
     for part in tables(result, description, info):
@@ -123,13 +126,23 @@ def main() -> None:
 
 def _test_set(description: ModelDescription, data: str, recipe: str | None, settings: list[str]) -> ImageSet:
     from cbn_deploy.training import apply_settings, get_recipe
-    from cbn_deploy.training.test_set import find_test_set, recipe_test_set
+    from cbn_deploy.training.test_set import find_test_set, recipe_test_set, with_seed_of
 
     if recipe is None:
         if settings:
             raise RecipeError("--set changes a recipe; name it with --recipe.")
         return find_test_set(description, data)
-    return recipe_test_set(description, apply_settings(get_recipe(recipe), settings), data)
+    chosen = apply_settings(with_seed_of(description, get_recipe(recipe)), settings)
+    return recipe_test_set(description, chosen, data)
+
+
+def _warn(description: ModelDescription, images: ImageSet, data: str) -> None:
+    from cbn_deploy.training.test_set import doubt_about
+
+    doubt = doubt_about(description, images, data)
+    if doubt is not None:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"[bold yellow]Warning:[/] {escape(doubt)}", highlight=False)
 
 
 def _evaluate(
