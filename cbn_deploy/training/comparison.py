@@ -105,6 +105,7 @@ def _same_data(ours: Recipe, theirs: Recipe) -> bool:
 
 
 def _differences(ours: Recipe, theirs: Recipe) -> tuple[str, ...]:
+    ours, theirs = ours.effective(), theirs.effective()
     used = (ours.used_settings() | theirs.used_settings()).keys()
     short = {dotted: key for key, dotted in SHORT_KEYS.items()}
     phrases = []

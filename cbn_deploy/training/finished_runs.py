@@ -109,7 +109,7 @@ def read_run(folder: Path) -> Finished:
         tested = evaluation["per_class_images"]
         return Finished(
             folder=folder,
-            settings=_settings(recipe),
+            settings={key: value for key, value in recipe.used_settings().items() if key not in _NEUTRAL},
             seeds=(recipe.seed, recipe.data.seed),
             data=tuple(
                 (str(row["name"]), int(row["training_images"]), int(images))
@@ -173,13 +173,6 @@ def paired_recall_gains(row: Row, base: Row) -> NDArray[np.float64]:
 def _pairs(row: Row, base: Row) -> list[tuple[Finished, Finished]]:
     of_base = {run.seeds: run for run in base.runs}
     return [(run, of_base[run.seeds]) for run in row.runs if run.seeds in of_base]
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    used = {key: value for key, value in recipe.used_settings().items() if key not in _NEUTRAL}
-    if recipe.is_batch_norm and recipe.loss.paths != "two_views":
-        used["loss.paths"] = "compound"  # whatever it says, batch norm has no split path
-    return used
 
 
 def _label(own: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -85,7 +85,7 @@ def check_same_run(
         RecipeError: the recipe differs; the message names the settings.
         DataError: the data differ.
     """
-    differences = settings.differences(recipe, Recipe.from_dict(state.recipe))
+    differences = settings.differences(recipe.effective(), Recipe.from_dict(state.recipe).effective())
     if differences:
         changed = ", ".join(f"{key}={theirs} (now {ours})" for key, (ours, theirs) in differences.items())
         raise RecipeError(

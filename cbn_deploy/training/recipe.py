@@ -96,12 +96,18 @@ class Recipe:
             cosine_scale=self.loss.ldam_scale if self.loss.classification == "ldam" else None,
         )
 
+    def effective(self) -> Recipe:
+        """The same run with every setting as it acts: batch norm has no split path, whatever ``loss.paths`` says."""
+        one_path = self.is_batch_norm and self.loss.paths == "compound+split"
+        return dataclasses.replace(self, loss=dataclasses.replace(self.loss, paths="compound")) if one_path else self
+
     def used_settings(self) -> dict[str, Any]:
-        """Dotted key -> value of every setting that has an effect on this run."""
+        """Dotted key -> value, as it acts (:meth:`effective`), of every setting that has an effect on this run."""
+        acting = self.effective()
         return {
-            key: settings.get_value(self, key)
+            key: settings.get_value(acting, key)
             for key in settings.leaf_types(Recipe)
-            if reason_without_effect(self, key) is None
+            if reason_without_effect(acting, key) is None
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,7 +84,10 @@ def test_recalls_are_paired_class_by_class(tmp_path):
 
 
 def test_batch_norm_has_one_path_whatever_the_recipe_says(tmp_path):
-    write_report(tmp_path / "0", "model=resnet32-bn", "seed=0", DUAL)
+    dual = write_report(tmp_path / "0", "model=resnet32-bn", "seed=0") / "report.json"
+    report = json.loads(dual.read_text())
+    report["recipe"]["loss"]["paths"] = "compound+split"
+    dual.write_text(json.dumps(report))
     write_report(tmp_path / "1", "model=resnet32-bn", "seed=1")
     write_report(tmp_path / "2", "model=resnet32-bn", "loss.paths=two_views")
     one_path, two_views = rows_in(tmp_path)
