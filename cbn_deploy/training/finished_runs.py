@@ -31,10 +31,6 @@ __all__ = [
 FIGURES = ("balanced_accuracy", "top1", "many", "medium", "few", "ece")
 """What is compared: keys of a report's ``evaluation``."""
 
-# Two runs that differ in these alone are one recipe, run twice.
-_REPEATED = ("seed", "data.seed")
-_NEUTRAL = (*_REPEATED, "name", "data.cache_mb", "data.lists", "schedule.evaluate_every")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
@@ -109,7 +105,7 @@ def read_run(folder: Path) -> Finished:
         tested = evaluation["per_class_images"]
         return Finished(
             folder=folder,
-            settings={key: value for key, value in recipe.used_settings().items() if key not in _NEUTRAL},
+            settings={key: value for key, value in recipe.experiment().items() if key != "data.seed"},
             seeds=(recipe.seed, recipe.data.seed),
             data=tuple(
                 (str(row["name"]), int(row["training_images"]), int(images))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from cbn_deploy.data import DataConfig, ViewConfig
+from cbn_deploy.data.cifar import DEFAULT_RHO as CIFAR_RHO
+from cbn_deploy.data.digits import DEFAULT_RHO as DIGITS_RHO
 from cbn_deploy.data.samplers import Sampling
 from cbn_deploy.errors import RecipeError
 from cbn_deploy.models import BN_SUFFIX, MODEL_NAMES, ArchitectureConfig
@@ -19,6 +21,7 @@ from cbn_deploy.training.config import OptimizerConfig, Precision, ScheduleConfi
 from cbn_deploy.training.loss_config import DecoupledConfig, LossConfig, check_stages
 
 __all__ = [
+    "NEUTRAL_KEYS",
     "SHORT_KEYS",
     "DecoupledConfig",
     "LossConfig",
@@ -97,9 +100,14 @@ class Recipe:
         )
 
     def effective(self) -> Recipe:
-        """The same run with every setting as it acts: batch norm has no split path, whatever ``loss.paths`` says."""
-        one_path = self.is_batch_norm and self.loss.paths == "compound+split"
-        return dataclasses.replace(self, loss=dataclasses.replace(self.loss, paths="compound")) if one_path else self
+        """The same run with every setting as it acts.
+
+        Batch norm has no split path, whatever ``loss.paths`` says; ``data.rho`` of ``None`` is the source's own.
+        """
+        loss, rho = self.loss, self.data.rho or _DEFAULT_RHO.get(self.data.source)
+        if self.is_batch_norm and loss.paths == "compound+split":
+            loss = dataclasses.replace(loss, paths="compound")
+        return dataclasses.replace(self, loss=loss, data=dataclasses.replace(self.data, rho=rho))
 
     def used_settings(self) -> dict[str, Any]:
         """Dotted key -> value, as it acts (:meth:`effective`), of every setting that has an effect on this run."""
@@ -109,6 +117,10 @@ class Recipe:
             for key in settings.leaf_types(Recipe)
             if reason_without_effect(acting, key) is None
         }
+
+    def experiment(self) -> dict[str, Any]:
+        """:meth:`used_settings` without :data:`NEUTRAL_KEYS`: two runs with the same ones are the same experiment."""
+        return {key: value for key, value in self.used_settings().items() if key not in NEUTRAL_KEYS}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types (inverse of :meth:`from_dict`)."""
@@ -137,6 +149,9 @@ SHORT_KEYS: Mapping[str, str] = {
     "rho": "data.rho",
     "statistics": "norm.statistics",
 }
+# They change no result on purpose: another seed, another place on disk, another way to the same images.
+NEUTRAL_KEYS = ("name", "seed", "data.cache_mb", "data.lists", "schedule.evaluate_every")
+_DEFAULT_RHO: Mapping[str, float] = {"digits-lt": DIGITS_RHO, "cifar10-lt": CIFAR_RHO, "cifar100-lt": CIFAR_RHO}
 # What a recipe is: changing these would make it another recipe.
 _FIXED_KEYS = ("name", "data.source")
 
