@@ -17,7 +17,7 @@ from cbn_deploy.data import (
     load_image_folder,
     load_test_images,
 )
-from cbn_deploy.data.cifar import Kind
+from cbn_deploy.data.cifar import Kind, holds_cifar
 from cbn_deploy.data.image_folder import TEST_NAMES, find_split
 from cbn_deploy.data.image_list import find_list
 from cbn_deploy.data.listing import held_out_counts
@@ -35,7 +35,7 @@ def find_test_set(description: ModelDescription, data: str) -> ImageSet:
     """The test images at ``data``, by what lies there.
 
     - ``"digits"``: the test images of digits-lt, as drawn with the model's ``data_seed`` (0 where it is not known);
-    - a folder that holds (or is) files named ``cifar*``, for a model of 10 or 100 classes: that CIFAR test set;
+    - a folder that :func:`cbn_deploy.data.load_cifar_lt` reads, for a model of 10 or 100 classes: that CIFAR test set;
     - any other folder: see :func:`cbn_deploy.data.load_test_images`.
 
     Raises:
@@ -148,10 +148,10 @@ def _holds_test_set(folder: Path) -> bool:
 
 
 def _cifar_kind(description: ModelDescription, folder: Path) -> Kind | None:
-    """Which of the CIFAR sets lies at ``folder``, for a model of so many classes; ``None`` for other images."""
+    """Which of the CIFAR sets lies at ``folder``, for a model of so many classes; ``None`` for images in files."""
     kinds: dict[int, Kind] = {10: "cifar10", 100: "cifar100"}
-    named = folder.name.startswith("cifar") or any(folder.glob("cifar*"))
-    return kinds.get(len(description.class_names)) if named else None
+    kind = kinds.get(len(description.class_names))
+    return kind if kind is not None and holds_cifar(kind, folder) else None
 
 
 def _of_same_classes(data: LongTailedData, class_names: Sequence[str]) -> LongTailedData:

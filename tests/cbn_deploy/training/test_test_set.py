@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cbn_deploy.data import load_data, load_digits_lt
 from cbn_deploy.errors import DataError
@@ -50,6 +51,16 @@ def test_cifar_by_what_lies_there(shared_data, kind):
     with np.load(shared_data / f"{kind}-lt.npz") as pack:
         names = [str(name) for name in pack["class_names"]]
     assert len(find_test_set(description(names), str(shared_data))) == 10_000
+
+
+@pytest.mark.parametrize("layout", ["test/{}", "{}"])
+def test_cifar_as_pictures_is_a_folder_like_any_other(tmp_path, layout):
+    folder, model = tmp_path / "cifar10", dataclasses.replace(DIGITS, class_counts=(5,) * 10)
+    for name in DIGITS.class_names:
+        picture = folder / layout.format(name) / "0.png"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(picture)
+    assert len(find_test_set(model, str(folder))) == 10
 
 
 def test_a_recipe_splits_the_data_as_training_does(photos, tmp_path):
