@@ -78,7 +78,7 @@ def find_training_set(description: ModelDescription, data: str) -> tuple[ImageSe
     known = _known_data(description, data)
     if known is None:
         folder = Path(data)
-        if not any((folder / name).exists() for name in ("train", "train.csv", "train.txt")):
+        if find_list(folder, "train") is None and find_split(folder, "train") is None:
             raise DataError(
                 f"{folder} has no training images; give --calibration a folder of images to calibrate with."
             )

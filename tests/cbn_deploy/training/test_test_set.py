@@ -42,6 +42,16 @@ def test_a_folder_with_a_test_folder(photos):
     assert np.bincount(find_test_set(PHOTOS, str(photos)).labels).tolist() == [TEST_IMAGES] * 3
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "TEST")])
+def test_training_images_by_the_names_that_training_knows(photos, tmp_path, names):
+    for name, split in zip(names, ("train", "test"), strict=True):
+        (tmp_path / name).symlink_to(photos / split)
+    images, _ = find_training_set(PHOTOS, str(tmp_path))
+    assert len(images) == 28
+    with pytest.raises(DataError, match="has no training images"):
+        find_training_set(PHOTOS, str(photos / "test"))
+
+
 def test_a_folder_of_class_folders(photos):
     assert len(find_test_set(PHOTOS, str(photos / "test"))) == 3 * TEST_IMAGES
 
