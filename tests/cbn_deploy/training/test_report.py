@@ -172,6 +172,15 @@ def test_an_absent_group_is_a_dash():
     assert "–" in Page(render_html(report, [])).cells
 
 
+def test_a_group_without_test_images_is_not_said_to_have_no_class():
+    report = make_report(counts=(300, 290, 3))
+    labels = np.repeat([0, 1], 8)
+    report = dataclasses.replace(report, evaluation=evaluate_predictions(np.eye(3)[labels], labels, (300, 290, 3)))
+    groups = draw_pictures(report)[2]
+    assert groups.alternative_text == "Bar chart: many 100.0%, medium no such class, few no test images."
+    assert "no such class, or none with test images" in " ".join(Page(render_html(report, [])).cells).replace("\n", " ")
+
+
 def test_report_json_is_plain_and_complete(tmp_path):
     report = make_report()
     write_report(report, tmp_path)
