@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbn_deploy.errors import CbnError, DataError
+from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
-from cbn_deploy.training.state import STATE_NAME
 
 __all__ = [
     "FIGURES",
@@ -81,15 +81,15 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         DataError: one of the folders is none, or there is no finished run.
     """
-    found: set[Path] = set()
+    found: set[RunFolder] = set()
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder; name run folders of cbn-train, or one that holds them.")
-        found |= {path.parent for name in ("report.json", STATE_NAME) for path in folder.rglob(name)}
-    finished = sorted(path for path in found if (path / "report.json").is_file())
+        found |= RunFolder.below(folder)
+    finished = {run for run in found if run.report_json.is_file()}
     if not finished:
         raise DataError("There is no finished run to compare; cbn-train leaves a report.json in its --out.")
-    return finished, sorted(found.difference(finished))
+    return sorted(run.path for run in finished), sorted(run.path for run in found - finished)
 
 
 def read_run(folder: Path) -> Finished:
@@ -98,7 +98,7 @@ def read_run(folder: Path) -> Finished:
     Raises:
         DataError: it cannot be read or is no report of this version's cbn-train.
     """
-    path = folder / "report.json"
+    path = RunFolder(folder).report_json
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         recipe, evaluation = Recipe.from_dict(report["recipe"]), report["evaluation"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from importlib import resources
-from pathlib import Path
 
 import jinja2
 
 from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.runtime.description import shot_group
+from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.plots import Picture, draw_pictures
 from cbn_deploy.training.published import per_cent_as_printed
 from cbn_deploy.training.report_data import RunReport
@@ -18,18 +18,18 @@ from cbn_deploy.training.report_data import RunReport
 __all__ = ["render_html", "write_report"]
 
 
-def write_report(report: RunReport, folder: Path) -> None:
-    """Write every file of the report into ``folder``, each of them atomically.
+def write_report(report: RunReport, folder: RunFolder) -> None:
+    """Write every file of the report, each of them atomically.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
     pictures = draw_pictures(report)
     for picture in pictures:
-        atomic_write_bytes(folder / "plots" / picture.name, picture.png)
+        atomic_write_bytes(folder.plots / picture.name, picture.png)
     content = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write_bytes(folder / "report.json", content.encode())
-    atomic_write_bytes(folder / "report.html", render_html(report, pictures).encode())
+    atomic_write_bytes(folder.report_json, content.encode())
+    atomic_write_bytes(folder.report, render_html(report, pictures).encode())
 
 
 def render_html(report: RunReport, pictures: list[Picture]) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from cbn_deploy.training.catalog import get_recipe
 from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.evaluation import Confusion, evaluate_predictions
+from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.metrics import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.plots import draw_pictures
@@ -183,7 +184,7 @@ def test_a_group_without_test_images_is_not_said_to_have_no_class():
 
 def test_report_json_is_plain_and_complete(tmp_path):
     report = make_report()
-    write_report(report, tmp_path)
+    write_report(report, RunFolder(tmp_path))
     plain = json.loads((tmp_path / "report.json").read_text())
     assert plain["evaluation"] == report.evaluation.to_dict()
     assert [row["group"] for row in plain["classes"]] == ["many", "medium", "few"]
