@@ -10,6 +10,7 @@ from PIL import Image
 
 from cbn_deploy.checkpoint import load_checkpoint
 from cbn_deploy.cli import evaluate as command
+from cbn_deploy.runtime.factory import RUNTIMES
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export import ExportOptions, export_checkpoint
 from tests.onnx_models import SIZE, colour_model, write_colour_model
@@ -59,6 +60,12 @@ def test_the_recipe_of_the_training_knows_its_seed(cbn_eval, finished_run, photo
     code, _, err = cbn_eval(model, "--data", photos, *recipe, "--set", "data.seed=1")
     assert code == 2
     assert "trained with data.seed=0" in err
+
+
+def test_the_help_names_every_file_and_runtime(cbn_eval):
+    text = cbn_eval("--help")[1]
+    for word in (".pt", ".onnx", ".engine", *RUNTIMES):
+        assert word in text
 
 
 def test_the_batch_size_does_not_matter(cbn_eval, finished_run, photos, tmp_path):

@@ -17,6 +17,7 @@ from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.metrics import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.plots import draw_pictures
+from cbn_deploy.training.progress import duration
 from cbn_deploy.training.recipe import apply_settings
 from cbn_deploy.training.report import render_html, write_report
 from cbn_deploy.training.report_data import RunReport
@@ -128,6 +129,13 @@ def test_the_page_needs_no_other_file_and_escapes_names():
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (190, "3 min 10 s"), (7500, "2 h 05 min")]
+)
+def test_durations_in_words(seconds, text):
+    assert duration(seconds) == text
+
+
 def test_the_page_says_what_the_report_knows():
     report = make_report()
     cells = Page(render_html(report, [])).cells
@@ -135,7 +143,7 @@ def test_the_page_says_what_the_report_knows():
     assert f"{100 * report.evaluation.few:.1f} %" in cells
     assert "schedule.epochs" in cells
     text = " ".join(cells)
-    assert "1 h 2 min" in text
+    assert "1 h 02 min" in text
     assert "1,234,567 parameters" in text
 
 
