@@ -30,6 +30,7 @@ __all__ = [
     "ScheduleConfig",
     "apply_settings",
     "setting_help",
+    "unused_settings",
 ]
 
 
@@ -198,7 +199,7 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
 
 def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """(key as typed, present value, what may be typed) of every setting that has an effect in this recipe."""
-    short = {dotted: key for key, dotted in SHORT_KEYS.items()}
+    short = _short_keys()
     allowed = {key: settings.describe_type(kind) for key, kind in settings.leaf_types(Recipe).items()}
     allowed["model"] = "one of " + ", ".join(MODEL_NAMES)
     return [
@@ -206,3 +207,13 @@ def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
         for key, value in recipe.used_settings().items()
         if key not in _FIXED_KEYS
     ]
+
+
+def unused_settings(recipe: Recipe) -> list[str]:
+    """Keys, as typed, of the settings that have no effect in this recipe; another setting may give them one."""
+    used, short = recipe.used_settings(), _short_keys()
+    return [short.get(key, key) for key in settings.leaf_types(Recipe) if key not in (*used, *_FIXED_KEYS)]
+
+
+def _short_keys() -> dict[str, str]:
+    return {dotted: key for key, dotted in SHORT_KEYS.items()}
