@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, List, Optional  # noqa: UP035 - as 
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.cli import run_cli
+from cbn_deploy.cli.model_options import image_progress
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export.render import (
     accuracy_table,
@@ -227,7 +227,7 @@ def export_model(
 def _export(checkpoint: Path, output: Path, options: ExportOptions) -> ExportResult:
     from export.pipeline import export_checkpoint
 
-    with _progress() as bar:
+    with image_progress(Console(stderr=True)) as bar:
         task = bar.add_task("Exporting and checking parity", total=None)
         return export_checkpoint(
             checkpoint, output, options, progress=lambda done, total: bar.update(task, completed=done, total=total)
@@ -299,7 +299,7 @@ def _export_engine(checkpoint: Path, output: Path, options: ExportOptions, engin
         if checkpoint.suffix != ".onnx":
             onnx = Path(folder) / checkpoint.with_suffix(".onnx").name
             _print_report(_export(checkpoint, onnx, options).parity)
-        with _progress() as bar:
+        with image_progress(Console(stderr=True)) as bar:
             task = bar.add_task("Building the engine", total=None)
             result = build_engine(
                 onnx,
@@ -339,17 +339,6 @@ def _batch_sizes(text: str) -> tuple[int, int, int]:
     if not 1 <= smallest <= optimal <= largest:
         raise typer.BadParameter(f"--batch-sizes must be like 1,8,32 (smallest, optimal, largest) or 8, not {text}.")
     return smallest, optimal, largest
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
 
 
 def main() -> None:

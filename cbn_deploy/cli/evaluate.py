@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.atomic import atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
 from cbn_deploy.cli.evaluation_tables import tables
+from cbn_deploy.cli.model_options import MODEL_HELP, RUNTIME_HELP, image_progress, known_runtime
 from cbn_deploy.cli.picture_format import picture_format
 from cbn_deploy.errors import DataError, RecipeError
 
@@ -37,10 +37,11 @@ Examples:
 
   cbn-eval model.onnx --data cifar --runtime openvino
 
-  cbn-eval model.pt --data photos --recipe image-folder --set data.seed=3
+  cbn-eval model.pt --data photos --recipe image-folder
 
 A folder's test images are found by what lies there: the CIFAR files, test.csv or test.txt, test/CLASS/* or CLASS/*.
-With --recipe they are split off exactly as cbn-train does it, which matters where no test folder exists.
+With --recipe they are split off exactly as for the model's training (repeat its --set, if it had any that chose
+images), which matters where no test folder exists.
 """
 
 _NO_TEMPERATURE = (
@@ -53,7 +54,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog=_EXAMPLES)
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model.pt or model.onnx.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     data: Annotated[str, typer.Option(metavar="DIR|digits", help="Folder of the test images, or digits.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures, as fractions, to FILE.")
@@ -71,33 +72,31 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw reliability and recalls: a .png, .svg or .pdf.")
     ] = None,
-    runtime: Annotated[
-        str, typer.Option(help="auto (by the file's suffix), onnxruntime, openvino, torch or tensorrt.")
-    ] = "auto",
+    runtime: Annotated[str, typer.Option(help=RUNTIME_HELP)] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a run.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all]")] = None,
     recipe: Annotated[str | None, typer.Option(help="Split the data as this recipe does.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Settings of that recipe, such as data.seed=3."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Settings of that recipe, such as rho=50."),
     ] = None,
 ) -> None:
     """Evaluate a model: accuracy and recalls with intervals, many / medium / few, calibration, use of the mixture."""
     # torch takes seconds to import; --help and usage errors should not.
     from cbn_deploy.calibrated_file import description_digest
-    from cbn_deploy.runtime.factory import RUNTIMES, open_session
+    from cbn_deploy.runtime.factory import open_session
 
-    known = {name: name for name in RUNTIMES}
-    if runtime not in known:
-        raise RecipeError(f"There is no runtime {runtime!r}; choose one of {', '.join(known)}.")
+    chosen = known_runtime(runtime)
     picture = None if plot is None else picture_format(plot)
     for written in (json_file, plot, model if write_temperature and model.exists() else None):
         if written is not None:
             check_writable(written.parent)  # before minutes of work, not after
     digest = description_digest(model) if write_temperature else None
-    with open_session(model, known[runtime], threads, with_posteriors=True) as session:
+    with open_session(model, chosen, threads, with_posteriors=True) as session:
         description, info = session.description, session.describe()
         images = _test_set(description, data, recipe, settings or [])
+        if recipe is None:
+            _warn(description, images, data)
         result = _evaluate(session, images, batch_size, calibrate or write_temperature, prior_shift)
     console = Console()
     for part in tables(result, description, info):
@@ -123,13 +122,23 @@ def main() -> None:
 
 def _test_set(description: ModelDescription, data: str, recipe: str | None, settings: list[str]) -> ImageSet:
     from cbn_deploy.training import apply_settings, get_recipe
-    from cbn_deploy.training.test_set import find_test_set, recipe_test_set
+    from cbn_deploy.training.test_set import find_test_set, recipe_test_set, with_seed_of
 
     if recipe is None:
         if settings:
             raise RecipeError("--set changes a recipe; name it with --recipe.")
         return find_test_set(description, data)
-    return recipe_test_set(description, apply_settings(get_recipe(recipe), settings), data)
+    chosen = apply_settings(with_seed_of(description, get_recipe(recipe)), settings)
+    return recipe_test_set(description, chosen, data)
+
+
+def _warn(description: ModelDescription, images: ImageSet, data: str) -> None:
+    from cbn_deploy.training.test_set import doubt_about
+
+    doubt = doubt_about(description, images, data)
+    if doubt is not None:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"[bold yellow]Warning:[/] {escape(doubt)}", highlight=False)
 
 
 def _evaluate(
@@ -138,9 +147,7 @@ def _evaluate(
     from cbn_deploy.data import evaluation_batches
     from cbn_deploy.training.model_evaluation import evaluate_model
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with image_progress(Console(stderr=True)) as bar:
         task = bar.add_task("Classifying", total=len(images))
         return evaluate_model(
             session,

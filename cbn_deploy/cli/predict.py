@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.cli import run_cli
-from cbn_deploy.errors import RecipeError
+from cbn_deploy.cli.model_options import MODEL_HELP, RUNTIME_HELP, image_progress, known_runtime
 
 if TYPE_CHECKING:
     from cbn_deploy.prediction import PredictionRun
@@ -36,7 +35,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog=_EXAMPLES)
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model.onnx, model.pt or model.engine.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     source: Annotated[
         Path, typer.Argument(metavar="DIR|LIST", help="Folder of images (subfolders too), or a text file of paths.")
     ],
@@ -48,9 +47,7 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a run of the model.")] = 32,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all unless given.")] = None,
-    runtime: Annotated[
-        str, typer.Option(help="auto (by the file's suffix), onnxruntime, onnxruntime-cuda, openvino, torch, tensorrt.")
-    ] = "auto",
+    runtime: Annotated[str, typer.Option(help=RUNTIME_HELP)] = "auto",
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of an image file; a larger one is an error row.")] = 2
     ** 24,
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image, likewise.")] = 40_000_000,
@@ -58,24 +55,15 @@ def predict(
 ) -> None:
     """Classify images into a table: label, probability, shot group, energy and the ranking of each, or its error."""
     from cbn_deploy.prediction import PredictionOptions, predict_images
-    from cbn_deploy.runtime.factory import RUNTIMES
     from cbn_deploy.runtime.preprocessing import ImageLimits
 
-    known = {name: name for name in RUNTIMES}
-    if runtime not in known:
-        raise RecipeError(f"There is no runtime {runtime!r}; choose one of {', '.join(known)}.")
+    chosen = known_runtime(runtime)
     options = PredictionOptions(
         top_k=top_k, prior=prior, limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with image_progress(console) as bar:
         task = bar.add_task("Opening", total=None)
         try:
             result = predict_images(
@@ -85,7 +73,7 @@ def predict(
                 options,
                 batch_size=batch_size,
                 threads=threads,
-                runtime=known[runtime],
+                runtime=chosen,
                 overwrite=overwrite,
                 progress=lambda done, total: bar.update(task, description="Classifying", completed=done, total=total),
             )

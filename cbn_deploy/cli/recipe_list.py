@@ -8,7 +8,7 @@ from rich.table import Table
 from cbn_deploy.training.catalog import RECIPES, find_sections, get_recipe, unknown_recipe
 from cbn_deploy.training.experiments import SECTIONS, Section
 from cbn_deploy.training.published import per_cent_as_printed, published_results
-from cbn_deploy.training.recipe import Recipe, setting_help
+from cbn_deploy.training.recipe import Recipe, setting_help, unused_settings
 
 __all__ = ["print_recipes", "print_settings"]
 
@@ -30,13 +30,19 @@ def print_recipes(console: Console, pattern: str | None) -> None:
 
 
 def print_settings(console: Console, recipe: Recipe) -> None:
-    """Every setting that has an effect in the recipe: key, value, what it may be."""
+    """Every setting that has an effect in the recipe: key, value, what it may be; and the names of the others."""
     table = Table(title=f"Settings of {recipe.name} (--set KEY=VALUE)")
     for column in ("key", "value", "may be"):
         table.add_column(column, overflow="fold")
     for key, value, allowed in setting_help(recipe):
         table.add_row(key, str(value).lower() if value is None or isinstance(value, bool) else str(value), allowed)
     console.print(table)
+    console.print(
+        f"Without effect here, so not listed: {', '.join(unused_settings(recipe))}. "
+        "A --set that needs one lists it, too, as loss.classification=focal does loss.focal_gamma.",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _start_table(recipes: list[Recipe]) -> Table:

@@ -11,9 +11,9 @@ from rich.progress import Progress as RichProgress
 from typing_extensions import Self
 
 from cbn_deploy.training.metrics_log import EpochMetrics
-from cbn_deploy.training.progress import Progress, RunPlan, StepMetrics
+from cbn_deploy.training.progress import Progress, RunPlan, StepMetrics, duration
 
-__all__ = ["ConsoleProgress", "duration"]
+__all__ = ["ConsoleProgress"]
 
 
 class ConsoleProgress(Progress):
@@ -106,12 +106,3 @@ class ConsoleProgress(Progress):
         done = self._steps(steps_of_this_epoch) - self._first_epoch * self._steps_per_epoch
         left = self.epochs * self._steps_per_epoch - self._steps(steps_of_this_epoch)
         return duration((time.perf_counter() - self._start) / max(done, 1) * left)
-
-
-def duration(seconds: float) -> str:
-    """ "45 s", "3 min 10 s" or "2 h 05 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -17,7 +17,7 @@ from cbn_deploy.data.long_tail import long_tail_counts, long_tail_subset
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import Preprocessing
 
-__all__ = ["DEFAULT_RHO", "Kind", "load_cifar_lt"]
+__all__ = ["DEFAULT_RHO", "Kind", "holds_cifar", "load_cifar_lt"]
 
 Kind = Literal["cifar10", "cifar100"]
 DEFAULT_RHO = 100.0
@@ -63,21 +63,36 @@ def load_cifar_lt(kind: Kind, data_dir: Path, rho: float = DEFAULT_RHO, seed: in
     """
     classes = {"cifar10": 10, "cifar100": 100}[kind]
     data_dir = Path(data_dir)
-    layouts = _LAYOUTS[kind]
-    for layout in layouts:
-        for folder in (data_dir / layout.folder, data_dir):
-            if any((folder / name).is_file() for name in layout.train):
-                try:
-                    return _load_official(kind, folder, layout, classes, rho, seed)
-                except OSError as error:
-                    raise DataError(f"Cannot read {error.filename}: {error.strerror or error}.") from error
-    pack = data_dir if data_dir.suffix == ".npz" else data_dir / f"{kind}-lt.npz"
+    if official := _official(kind, data_dir):
+        try:
+            return _load_official(kind, *official, classes, rho, seed)
+        except OSError as error:
+            raise DataError(f"Cannot read {error.filename}: {error.strerror or error}.") from error
+    pack = _pack(kind, data_dir)
     if pack.is_file():
         return _load_pack(kind, pack, classes, rho, seed)
-    expected = " or ".join(f"{layout.folder}/ ({layout.train[0]}, ..., {layout.test[0]})" for layout in layouts)
+    expected = " or ".join(f"{layout.folder}/ ({layout.train[0]}, ..., {layout.test[0]})" for layout in _LAYOUTS[kind])
     raise DataError(
         f"{data_dir} holds no {kind.upper().replace('CIFAR', 'CIFAR-')} files; expected {expected} or {kind}-lt.npz."
     )
+
+
+def holds_cifar(kind: Kind, data_dir: Path) -> bool:
+    """Whether :func:`load_cifar_lt` would read files at ``data_dir``, which may still turn out to be damaged."""
+    return _official(kind, data_dir) is not None or _pack(kind, data_dir).is_file()
+
+
+def _official(kind: Kind, data_dir: Path) -> tuple[Path, _Layout] | None:
+    """The folder of the first official distribution that has a training file, and its layout."""
+    for layout in _LAYOUTS[kind]:
+        for folder in (data_dir / layout.folder, data_dir):
+            if any((folder / name).is_file() for name in layout.train):
+                return folder, layout
+    return None
+
+
+def _pack(kind: Kind, data_dir: Path) -> Path:
+    return data_dir if data_dir.suffix == ".npz" else data_dir / f"{kind}-lt.npz"
 
 
 def _load_official(kind: Kind, folder: Path, layout: _Layout, classes: int, rho: float, seed: int) -> LongTailedData:

@@ -129,6 +129,8 @@ class ModelDescription:
             Empty: never measured.
         self_test: what synthetic images must give (:class:`cbn_deploy.runtime.self_test.SelfTest`); empty in a
             checkpoint.
+        data_seed: ``data.seed`` of the training, by which its images were drawn or its test images held out; ``None``:
+            not known (a network of one's own, a file from before this field).
         format_version: version of this layout.
     """
 
@@ -146,6 +148,7 @@ class ModelDescription:
     energy_quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     occupancy: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     self_test: Mapping[str, Any] = field(default_factory=dict)
+    data_seed: int | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -209,6 +212,7 @@ class ModelDescription:
                 energy_quantiles=_number_lists(plain.get("energy_quantiles", {})),
                 occupancy=_number_lists(plain.get("occupancy", {})),
                 self_test=dict(plain.get("self_test", {})),
+                data_seed=None if plain.get("data_seed") is None else int(plain["data_seed"]),
                 format_version=version,
             )
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -16,8 +16,9 @@ def reason_without_effect(recipe: Recipe, key: str) -> str | None:
     """Why ``key`` changes nothing in this recipe; ``None`` if it does change something."""
     batch_norm = recipe.is_batch_norm
     padded = recipe.views.crop == "padded"
+    split_path = key == "loss.paths" and recipe.loss.paths == "compound+split"
     reasons = (
-        (batch_norm and key.startswith("norm."), f"{recipe.model} is a batch-norm model"),
+        (batch_norm and (key.startswith("norm.") or split_path), f"{recipe.model} is a batch-norm model"),
         *_norm_reasons(recipe, key),
         (not recipe.dual_path and key == "loss.split_weight", "only one path is trained"),
         (

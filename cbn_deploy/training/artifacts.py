@@ -59,6 +59,7 @@ def build_checkpoint(
         components=0 if architecture.norm is None else architecture.norm.components,
         training_prior=training_prior(recipe, data.class_counts),
         tool_versions=tool_versions(),
+        data_seed=recipe.data.seed,
     )
     quantiles = energy_quantiles(test_logits, description.shot_groups)
     return Checkpoint(

@@ -16,8 +16,6 @@ from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
 
 __all__ = ["Comparison", "compare"]
 
-# They change no result on purpose: another seed, another place on disk, another way to the same images.
-_NEUTRAL_KEYS = ("name", "seed", "data.cache_mb", "data.lists", "schedule.evaluate_every")
 # What Section 4.2 does not give, or what its text admits several readings of.
 _OUR_CHOICES = (
     "optimizer.weight_decay",
@@ -36,7 +34,6 @@ _OUR_CHOICES = (
 )
 _OUR_CHOICES_LARGE = ("epochs", "batch_size", "lr")
 _CIFAR_CLASSES = {"cifar10-lt": 10, "cifar100-lt": 100}
-_DEFAULT_RHO = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +93,17 @@ def compare(recipe: Recipe, class_counts: Sequence[int]) -> Comparison | None:
 
 def _data_name(recipe: Recipe) -> str:
     """As in ``published.json``."""
-    source, rho = recipe.data.source, recipe.data.rho or _DEFAULT_RHO
-    return f"{source}/rho{rho:g}" if source in _CIFAR_CLASSES else source
-
-
-def _same_data(ours: Recipe, theirs: Recipe) -> bool:
-    return _data_name(ours) == _data_name(theirs)
+    source = recipe.data.source
+    return f"{source}/rho{recipe.experiment()['data.rho']:g}" if source in _CIFAR_CLASSES else source
 
 
 def _differences(ours: Recipe, theirs: Recipe) -> tuple[str, ...]:
-    used = (ours.used_settings() | theirs.used_settings()).keys()
+    compared = (ours.experiment() | theirs.experiment()).keys()
     short = {dotted: key for key, dotted in SHORT_KEYS.items()}
     phrases = []
-    for key, (mine, other) in settings.differences(ours, theirs).items():
-        alike = (key == "init_from" and None not in (mine, other)) or (key == "data.rho" and _same_data(ours, theirs))
-        if key in used and key not in _NEUTRAL_KEYS and not alike:
+    for key, (mine, other) in settings.differences(ours.effective(), theirs.effective()).items():
+        alike = key == "init_from" and None not in (mine, other)
+        if key in compared and not alike:
             phrases.append(f"{short.get(key, key)} {_text(mine)} instead of {_text(other)}")
     return tuple(phrases)
 
@@ -119,7 +112,7 @@ def _other_images(recipe: Recipe, images: int) -> tuple[str, ...]:
     source = recipe.data.source
     if source in _CIFAR_CLASSES:
         classes = _CIFAR_CLASSES[source]
-        published = sum(long_tail_counts(50_000 // classes, recipe.data.rho or _DEFAULT_RHO, classes))
+        published = sum(long_tail_counts(50_000 // classes, recipe.experiment()["data.rho"], classes))
     else:
         published = PUBLISHED_SETS[source].lines["train"]
     return () if images == published else (f"{images:,} training images instead of {published:,}",)

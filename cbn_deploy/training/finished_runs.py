@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbn_deploy.errors import CbnError, DataError
+from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
-from cbn_deploy.training.state import STATE_NAME
 
 __all__ = [
     "FIGURES",
@@ -30,10 +30,6 @@ __all__ = [
 
 FIGURES = ("balanced_accuracy", "top1", "many", "medium", "few", "ece")
 """What is compared: keys of a report's ``evaluation``."""
-
-# Two runs that differ in these alone are one recipe, run twice.
-_REPEATED = ("seed", "data.seed")
-_NEUTRAL = (*_REPEATED, "name", "data.cache_mb", "data.lists", "schedule.evaluate_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +81,15 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         DataError: one of the folders is none, or there is no finished run.
     """
-    found: set[Path] = set()
+    found: set[RunFolder] = set()
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder; name run folders of cbn-train, or one that holds them.")
-        found |= {path.parent for name in ("report.json", STATE_NAME) for path in folder.rglob(name)}
-    finished = sorted(path for path in found if (path / "report.json").is_file())
+        found |= RunFolder.below(folder)
+    finished = {run for run in found if run.report_json.is_file()}
     if not finished:
         raise DataError("There is no finished run to compare; cbn-train leaves a report.json in its --out.")
-    return finished, sorted(found.difference(finished))
+    return sorted(run.path for run in finished), sorted(run.path for run in found - finished)
 
 
 def read_run(folder: Path) -> Finished:
@@ -102,14 +98,14 @@ def read_run(folder: Path) -> Finished:
     Raises:
         DataError: it cannot be read or is no report of this version's cbn-train.
     """
-    path = folder / "report.json"
+    path = RunFolder(folder).report_json
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         recipe, evaluation = Recipe.from_dict(report["recipe"]), report["evaluation"]
         tested = evaluation["per_class_images"]
         return Finished(
             folder=folder,
-            settings=_settings(recipe),
+            settings={key: value for key, value in recipe.experiment().items() if key != "data.seed"},
             seeds=(recipe.seed, recipe.data.seed),
             data=tuple(
                 (str(row["name"]), int(row["training_images"]), int(images))
@@ -173,13 +169,6 @@ def paired_recall_gains(row: Row, base: Row) -> NDArray[np.float64]:
 def _pairs(row: Row, base: Row) -> list[tuple[Finished, Finished]]:
     of_base = {run.seeds: run for run in base.runs}
     return [(run, of_base[run.seeds]) for run in row.runs if run.seeds in of_base]
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    used = {key: value for key, value in recipe.used_settings().items() if key not in _NEUTRAL}
-    if recipe.is_batch_norm and recipe.loss.paths != "two_views":
-        used["loss.paths"] = "compound"  # whatever it says, batch norm has no split path
-    return used
 
 
 def _label(own: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

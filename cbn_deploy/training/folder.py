@@ -44,6 +44,22 @@ class RunFolder:
         """The page for people."""
         return self.path / "report.html"
 
+    @property
+    def report_json(self) -> Path:
+        """The same for programs."""
+        return self.path / "report.json"
+
+    @property
+    def plots(self) -> Path:
+        """The folder of the page's pictures."""
+        return self.path / "plots"
+
+    @classmethod
+    def below(cls, path: Path) -> set[RunFolder]:
+        """Every run in ``path`` or below, finished or not."""
+        names = cls(path).report_json.name, cls(path).state.name
+        return {cls(found.parent) for name in names for found in path.rglob(name)}
+
     def check_vacant(self) -> None:
         """Refuse to overwrite an earlier run.
 
@@ -85,7 +101,7 @@ def check_same_run(
         RecipeError: the recipe differs; the message names the settings.
         DataError: the data differ.
     """
-    differences = settings.differences(recipe, Recipe.from_dict(state.recipe))
+    differences = settings.differences(recipe.effective(), Recipe.from_dict(state.recipe).effective())
     if differences:
         changed = ", ".join(f"{key}={theirs} (now {ours})" for key, (ours, theirs) in differences.items())
         raise RecipeError(

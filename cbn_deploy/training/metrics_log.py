@@ -11,9 +11,7 @@ from pathlib import Path
 from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.errors import OutputError
 
-__all__ = ["METRICS_NAME", "EpochMetrics", "append_metrics", "keep_epochs", "read_metrics"]
-
-METRICS_NAME = "metrics.jsonl"
+__all__ = ["EpochMetrics", "append_metrics", "keep_epochs", "read_metrics"]
 
 
 @dataclass(frozen=True, kw_only=True)

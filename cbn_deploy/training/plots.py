@@ -135,10 +135,12 @@ def _shot_groups(report: RunReport) -> Figure:
     for position, group in enumerate(names):
         value = getattr(report.evaluation, group)
         if value is None:
-            axes.text(position, 0.02, "no such class", ha="center", va="bottom", color=GREY)
+            axes.text(position, 0.02, _group_value(report, group), ha="center", va="bottom", color=GREY)
             continue
         axes.bar(position, value, color=GROUP_COLOURS[group], width=0.6)
-        axes.text(position, value + 0.02, f"{value:.1%}", ha="center", va="bottom", fontweight="bold", bbox=HALO)
+        axes.text(
+            position, value + 0.02, _group_value(report, group), ha="center", va="bottom", fontweight="bold", bbox=HALO
+        )
     top1 = report.evaluation.top1
     axes.axhline(top1, color=INK, linewidth=1, linestyle="--", label=f"top-1, all classes: {top1:.1%}")
     labels = [f"{GROUP_MEANING[group].replace(' (', chr(10) + '(')}\n{_classes(members[group])}" for group in names]
@@ -192,7 +194,11 @@ def _classes(count: int) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.1%}"
+    return "no test images" if value is None else f"{value:.1%}"
+
+
+def _group_value(report: RunReport, group: ShotGroup) -> str:
+    return _percent(getattr(report.evaluation, group)) if report.group_sizes[group] else "no such class"
 
 
 def _history_text(report: RunReport) -> str:
@@ -216,8 +222,8 @@ def _per_class_text(report: RunReport) -> str:
 
 
 def _groups_text(report: RunReport) -> str:
-    shown = report.evaluation
-    return f"Bar chart: many {_percent(shown.many)}, medium {_percent(shown.medium)}, few {_percent(shown.few)}."
+    groups: list[ShotGroup] = list(GROUP_COLOURS)
+    return f"Bar chart: {', '.join(f'{group} {_group_value(report, group)}' for group in groups)}."
 
 
 def _mixture_text(report: RunReport) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cbn_deploy.training.metrics_log import EpochMetrics
 
-__all__ = ["Progress", "RunPlan", "StepMetrics"]
+__all__ = ["Progress", "RunPlan", "StepMetrics", "duration"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +55,12 @@ class Progress:
 
     def stage(self, text: str) -> None:
         """Something other than an epoch begins, such as writing the report."""
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "3 min 10 s" or "2 h 05 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from cbn_deploy.data import DataConfig, ViewConfig
+from cbn_deploy.data.cifar import DEFAULT_RHO as CIFAR_RHO
+from cbn_deploy.data.digits import DEFAULT_RHO as DIGITS_RHO
 from cbn_deploy.data.samplers import Sampling
 from cbn_deploy.errors import RecipeError
 from cbn_deploy.models import BN_SUFFIX, MODEL_NAMES, ArchitectureConfig
@@ -19,6 +21,7 @@ from cbn_deploy.training.config import OptimizerConfig, Precision, ScheduleConfi
 from cbn_deploy.training.loss_config import DecoupledConfig, LossConfig, check_stages
 
 __all__ = [
+    "NEUTRAL_KEYS",
     "SHORT_KEYS",
     "DecoupledConfig",
     "LossConfig",
@@ -27,6 +30,7 @@ __all__ = [
     "ScheduleConfig",
     "apply_settings",
     "setting_help",
+    "unused_settings",
 ]
 
 
@@ -96,13 +100,28 @@ class Recipe:
             cosine_scale=self.loss.ldam_scale if self.loss.classification == "ldam" else None,
         )
 
+    def effective(self) -> Recipe:
+        """The same run with every setting as it acts.
+
+        Batch norm has no split path, whatever ``loss.paths`` says; ``data.rho`` of ``None`` is the source's own.
+        """
+        loss, rho = self.loss, self.data.rho or _DEFAULT_RHO.get(self.data.source)
+        if self.is_batch_norm and loss.paths == "compound+split":
+            loss = dataclasses.replace(loss, paths="compound")
+        return dataclasses.replace(self, loss=loss, data=dataclasses.replace(self.data, rho=rho))
+
     def used_settings(self) -> dict[str, Any]:
-        """Dotted key -> value of every setting that has an effect on this run."""
+        """Dotted key -> value, as it acts (:meth:`effective`), of every setting that has an effect on this run."""
+        acting = self.effective()
         return {
-            key: settings.get_value(self, key)
+            key: settings.get_value(acting, key)
             for key in settings.leaf_types(Recipe)
-            if reason_without_effect(self, key) is None
+            if reason_without_effect(acting, key) is None
         }
+
+    def experiment(self) -> dict[str, Any]:
+        """:meth:`used_settings` without :data:`NEUTRAL_KEYS`: two runs with the same ones are the same experiment."""
+        return {key: value for key, value in self.used_settings().items() if key not in NEUTRAL_KEYS}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types (inverse of :meth:`from_dict`)."""
@@ -131,6 +150,9 @@ SHORT_KEYS: Mapping[str, str] = {
     "rho": "data.rho",
     "statistics": "norm.statistics",
 }
+# They change no result on purpose: another seed, another place on disk, another way to the same images.
+NEUTRAL_KEYS = ("name", "seed", "data.cache_mb", "data.lists", "schedule.evaluate_every")
+_DEFAULT_RHO: Mapping[str, float] = {"digits-lt": DIGITS_RHO, "cifar10-lt": CIFAR_RHO, "cifar100-lt": CIFAR_RHO}
 # What a recipe is: changing these would make it another recipe.
 _FIXED_KEYS = ("name", "data.source")
 
@@ -177,7 +199,7 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
 
 def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """(key as typed, present value, what may be typed) of every setting that has an effect in this recipe."""
-    short = {dotted: key for key, dotted in SHORT_KEYS.items()}
+    short = _short_keys()
     allowed = {key: settings.describe_type(kind) for key, kind in settings.leaf_types(Recipe).items()}
     allowed["model"] = "one of " + ", ".join(MODEL_NAMES)
     return [
@@ -185,3 +207,13 @@ def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
         for key, value in recipe.used_settings().items()
         if key not in _FIXED_KEYS
     ]
+
+
+def unused_settings(recipe: Recipe) -> list[str]:
+    """Keys, as typed, of the settings that have no effect in this recipe; another setting may give them one."""
+    used, short = recipe.used_settings(), _short_keys()
+    return [short.get(key, key) for key in settings.leaf_types(Recipe) if key not in (*used, *_FIXED_KEYS)]
+
+
+def _short_keys() -> dict[str, str]:
+    return {dotted: key for key, dotted in SHORT_KEYS.items()}

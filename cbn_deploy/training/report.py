@@ -5,31 +5,32 @@ from __future__ import annotations
 import base64
 import json
 from importlib import resources
-from pathlib import Path
 
 import jinja2
 
 from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.runtime.description import shot_group
+from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.plots import Picture, draw_pictures
+from cbn_deploy.training.progress import duration
 from cbn_deploy.training.published import per_cent_as_printed
 from cbn_deploy.training.report_data import RunReport
 
 __all__ = ["render_html", "write_report"]
 
 
-def write_report(report: RunReport, folder: Path) -> None:
-    """Write every file of the report into ``folder``, each of them atomically.
+def write_report(report: RunReport, folder: RunFolder) -> None:
+    """Write every file of the report, each of them atomically.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
     pictures = draw_pictures(report)
     for picture in pictures:
-        atomic_write_bytes(folder / "plots" / picture.name, picture.png)
+        atomic_write_bytes(folder.plots / picture.name, picture.png)
     content = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write_bytes(folder / "report.json", content.encode())
-    atomic_write_bytes(folder / "report.html", render_html(report, pictures).encode())
+    atomic_write_bytes(folder.report_json, content.encode())
+    atomic_write_bytes(folder.report, render_html(report, pictures).encode())
 
 
 def render_html(report: RunReport, pictures: list[Picture]) -> str:
@@ -41,7 +42,7 @@ def render_html(report: RunReport, pictures: list[Picture]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "figure": _figure, "data_uri": _data_uri, "duration": _duration}
+    environment.filters |= {"percent": _percent, "figure": _figure, "data_uri": _data_uri, "duration": duration}
     return environment.from_string(template).render(report=report, pictures=pictures, shot_group=shot_group)
 
 
@@ -55,11 +56,3 @@ def _figure(fraction: float | None) -> str:
 
 def _data_uri(picture: Picture) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.png).decode("ascii")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

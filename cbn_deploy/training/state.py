@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from cbn_deploy.checkpoint import save_tensors
 from cbn_deploy.errors import CheckpointError
 
-__all__ = ["STATE_NAME", "RunState", "capture_state", "load_state", "restore_state", "save_state"]
+__all__ = ["RunState", "capture_state", "load_state", "restore_state", "save_state"]
 
-STATE_NAME = "last.pt"
 _FORMAT_VERSION = 1
 
 

@@ -278,7 +278,7 @@ class _Run:
         report = build_report(
             self.recipe, self.data, self.model, history, predictions, seconds=self.seconds, execution=execution
         )
-        write_report(report, self.folder.path)
+        write_report(report, self.folder)
         save_checkpoint(self.folder.model, build_checkpoint(self.recipe, self.data, self.model, predictions[0]))
         return TrainingResult(
             checkpoint=self.folder.model,

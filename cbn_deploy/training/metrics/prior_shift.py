@@ -7,7 +7,8 @@ Their test sets are drawn from the balanced one; here every image counts with th
     w_i = pi(y_i) / n(y_i),
 
 n(k) being the test images of class k. That is the expectation of the drawing, without its luck and without leaving
-images out: top-1 becomes ``sum_k pi(k) recall_k``.
+images out: top-1 becomes ``sum_k pi(k) recall_k``. A class without test images cannot be measured: its pi(k) is 0 and
+the others share its weight in proportion. The correction is told so, too, or it would expect images that cannot come.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class ShiftedScore:
 
     Attributes:
         direction: "forward" (frequent training classes are frequent), "uniform" or "backward" (they are rare).
-        ratio: the largest class probability over the smallest.
+        ratio: the largest class probability over the smallest, test images or not.
         top1: weighted share of images that the model, as it is, gets right.
         ece: weighted expected calibration error.
         corrected_top1: the same with the logits corrected for this prior (:mod:`cbn_deploy.runtime.probabilities`).
@@ -78,7 +79,7 @@ def evaluate_prior_shift(
 ) -> tuple[ShiftedScore, ...]:
     """Every test prior from forward 50 over uniform to backward 50.
 
-    Classes without test images cannot be measured: the others share their weight in proportion.
+    Classes without test images have none of it, see the top of this module.
 
     Args:
         logits: (n, K), finite; of a calibrated model divided by its temperature.
@@ -94,8 +95,7 @@ def evaluate_prior_shift(
     settings: list[tuple[Direction, int]] = [("forward", ratio) for ratio in reversed(RATIOS)]
     settings += [("uniform", 1), *(("backward", ratio) for ratio in RATIOS)]
     return tuple(
-        _score(logits, labels, as_it_is, shifted_prior(class_counts, ratio, direction), model_prior, direction, ratio)
-        for direction, ratio in settings
+        _score(logits, labels, as_it_is, class_counts, model_prior, direction, ratio) for direction, ratio in settings
     )
 
 
@@ -103,13 +103,15 @@ def _score(
     logits: NDArray[np.floating[Any]],
     labels: NDArray[np.integer[Any]],
     as_it_is: Outcomes,
-    prior: NDArray[np.float64],
+    class_counts: Sequence[int],
     model_prior: NDArray[np.float64],
     direction: Direction,
     ratio: int,
 ) -> ShiftedScore:
-    weights = (prior / np.maximum(np.bincount(labels, minlength=len(prior)), 1))[labels]
-    weights = weights / weights.sum()
+    images = np.bincount(labels, minlength=len(class_counts))
+    prior = np.where(images > 0, shifted_prior(class_counts, ratio, direction), 0.0)
+    prior /= prior.sum()
+    weights = (prior / np.maximum(images, 1))[labels]
     corrected = judge(logits, labels, correct_prior(np.zeros(len(prior)), model_prior, prior))
     return ShiftedScore(
         direction=direction,

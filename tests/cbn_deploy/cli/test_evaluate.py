@@ -10,6 +10,7 @@ from PIL import Image
 
 from cbn_deploy.checkpoint import load_checkpoint
 from cbn_deploy.cli import evaluate as command
+from cbn_deploy.runtime.factory import RUNTIMES
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export import ExportOptions, export_checkpoint
 from tests.onnx_models import SIZE, colour_model, write_colour_model
@@ -42,6 +43,29 @@ def test_the_checkpoint_scores_as_its_own_report_says(cbn_eval, finished_run, ph
     assert scores["ece"] == pytest.approx(report["ece"], abs=1e-4)  # frozen layers round differently
     assert f"{scores['top1']:.1%}" in out
     assert "eight" in out
+
+
+def test_images_that_are_probably_those_of_the_training_get_a_warning(cbn_eval, finished_run, photos, tmp_path):
+    code, out, err = cbn_eval(finished_run / "model.pt", "--data", photos / "train")
+    assert code == 0
+    assert "top-1" in out
+    assert err.startswith("Warning: ")
+    assert "these figures are too good" in err
+    assert err.count("\n") == 1
+
+
+def test_the_recipe_of_the_training_knows_its_seed(cbn_eval, finished_run, photos, tmp_path):
+    model, recipe = finished_run / "model.pt", ("--recipe", "image-folder", "--set", "views.cutout=4")
+    assert cbn_eval(model, "--data", photos, *recipe)[0] == 0
+    code, _, err = cbn_eval(model, "--data", photos, *recipe, "--set", "data.seed=1")
+    assert code == 2
+    assert "trained with data.seed=0" in err
+
+
+def test_the_help_names_every_file_and_runtime(cbn_eval):
+    text = cbn_eval("--help")[1]
+    for word in (".pt", ".onnx", ".engine", *RUNTIMES):
+        assert word in text
 
 
 def test_the_batch_size_does_not_matter(cbn_eval, finished_run, photos, tmp_path):
@@ -81,6 +105,7 @@ def test_an_exported_file_scores_as_its_checkpoint(cbn_eval, finished_run, expor
     for model in (finished_run / "model.pt", exported):
         arguments = (model, "--data", photos, "--threads", 1, "--calibrate", "--prior-shift")
         assert cbn_eval(*arguments, "--json", tmp_path / f"{model.suffix}.json")[0] == 0
+    assert read_onnx_file(exported).description.data_seed == 0
     ours, theirs = (json.loads((tmp_path / f"{suffix}.json").read_text()) for suffix in (".onnx", ".pt"))
     assert (ours.pop("runtime"), theirs.pop("runtime")) == ("onnxruntime", "torch")
     for key in ("kernel_path", "runtime_version"):

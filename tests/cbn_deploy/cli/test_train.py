@@ -64,6 +64,12 @@ def test_list_names_recipes_and_settings(cbn_train):
     code, out, _ = cbn_train("--list")
     assert code == 0
     assert all(name in out for name in ("digits-lt", "cifar10-lt", "cifar100-lt", "image-folder"))
+    code, out, _ = cbn_train("cifar10-lt", "--list")
+    listed, left_out = out.split("Without effect here")
+    assert "loss.focal_gamma" in left_out
+    assert "loss.focal_gamma" not in listed
+    _, out, _ = cbn_train("cifar10-lt", "--list", "--set", "loss.classification=focal")
+    assert "loss.focal_gamma" in out.split("Without effect here")[0]
     code, out, _ = cbn_train("cifar10-lt", "--list", "--set", "lr=0.3")
     assert code == 0
     assert all(key in out for key in ("components", "norm.density_scale", "0.3"))

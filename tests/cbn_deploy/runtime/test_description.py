@@ -22,6 +22,7 @@ DESCRIPTION = ModelDescription(
     parity={"limits": {"logits": 1e-4}},
     temperature=1.75,
     energy_quantiles={"all": (-9.0, -8.0, -7.0, -6.5, -5.0, -4.0, -3.0, -1.5)},
+    data_seed=3,
     occupancy={"stem": (0.25, 0.75), "block.1": (1.0,)},
 )
 
@@ -48,6 +49,12 @@ def test_a_model_from_before_reference_measurements_has_none() -> None:
     assert ModelDescription.from_metadata(metadata) == dataclasses.replace(
         DESCRIPTION, energy_quantiles={}, occupancy={}
     )
+
+
+def test_a_model_from_before_the_data_seed_does_not_know_it() -> None:
+    metadata = DESCRIPTION.to_metadata()
+    del metadata["cbn.data_seed"]
+    assert ModelDescription.from_metadata(metadata) == dataclasses.replace(DESCRIPTION, data_seed=None)
 
 
 def test_foreign_metadata_is_ignored() -> None:

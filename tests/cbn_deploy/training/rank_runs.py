@@ -27,10 +27,10 @@ STEPS: dict[str, tuple[str, ...]] = {
     "both paths, no consistency": ("loss.consistency_weight=0",),
     "split path with tables of its own": ("norm.split_affine=separate",),
     "compound path": ("loss.paths=compound", "loss.class_weights=inverse"),
-    "batch norm": ("model=resnet8-bn",),
+    "batch norm": ("model=resnet8-bn", "loss.paths=compound"),
     "batch norm, two views": ("model=resnet8-bn", "loss.paths=two_views"),
     "three portions": ("accumulate=3",),
-    "batch norm, three portions": ("model=resnet8-bn", "accumulate=3"),
+    "batch norm, three portions": ("model=resnet8-bn", "loss.paths=compound", "accumulate=3"),
 }
 
 

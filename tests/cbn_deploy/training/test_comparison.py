@@ -48,6 +48,7 @@ def test_the_published_data_and_settings_leave_no_difference():
         (changed("cifar10-lt"), "cbn-sbn-dpl", []),
         (changed("cifar10-lt", "seed=7", "schedule.evaluate_every=9"), "cbn-sbn-dpl", []),
         (changed("cifar10-lt", "model=resnet32-bn", "loss.paths=compound"), "baseline", []),
+        (changed("cifar10-lt", "model=resnet32-bn"), "baseline", []),
         (changed("cifar10-lt", "model=resnet32-bn", "loss.paths=two_views"), "bn-two-views", []),
         (changed("cifar10-lt/rho100/cbn-sbn-dpl", "loss.consistency_weight=0"), "cbn-sbn", []),
         (changed("cifar10-lt", "model=resnet8", "epochs=20"), "cbn-sbn-dpl", [MODEL, EPOCHS]),

@@ -14,13 +14,13 @@ COUNTS = (300, 30, 3)
 DUAL = "loss.paths=compound+split"
 
 
-def write_report(folder, *settings, right=(4, 4, 4), names=("a", "b", "c")):
+def write_report(folder, *settings, right=(4, 4, 4), names=("a", "b", "c"), recipe="image-folder"):
     """A report as cbn-train writes it, of a run that gets ``right`` of 4 test images of each class right."""
     labels = np.repeat(np.arange(3), 4)
     hit = np.concatenate([np.arange(4) < number for number in right])
     logits = 3.0 * np.eye(3)[np.where(hit, labels, (labels + 1) % 3)]
     report = {
-        "recipe": apply_settings(RECIPES["image-folder"], settings).to_dict(),
+        "recipe": apply_settings(RECIPES[recipe], settings).to_dict(),
         "evaluation": evaluate_predictions(logits, labels, COUNTS).to_dict(),
         "classes": [{"name": name, "training_images": n} for name, n in zip(names, COUNTS, strict=True)],
         "history": [{"epoch": epoch, "top1": top1} for epoch, top1 in ((1, None), (2, 0.25), (4, sum(right) / 12))],
@@ -84,12 +84,29 @@ def test_recalls_are_paired_class_by_class(tmp_path):
 
 
 def test_batch_norm_has_one_path_whatever_the_recipe_says(tmp_path):
-    write_report(tmp_path / "0", "model=resnet32-bn", "seed=0", DUAL)
+    dual = write_report(tmp_path / "0", "model=resnet32-bn", "seed=0") / "report.json"
+    report = json.loads(dual.read_text())
+    report["recipe"]["loss"]["paths"] = "compound+split"
+    dual.write_text(json.dumps(report))
     write_report(tmp_path / "1", "model=resnet32-bn", "seed=1")
     write_report(tmp_path / "2", "model=resnet32-bn", "loss.paths=two_views")
     one_path, two_views = rows_in(tmp_path)
     assert (one_path.label, len(one_path.runs)) == ("loss.paths=compound", 2)
     assert two_views.label == "loss.paths=two_views"
+
+
+def test_the_usual_imbalance_is_the_same_typed_or_not(tmp_path):
+    write_report(tmp_path / "0", recipe="cifar10-lt")
+    write_report(tmp_path / "1", "rho=100", "seed=1", recipe="cifar10-lt")
+    assert [len(row.runs) for row in rows_in(tmp_path)] == [2]
+    write_report(tmp_path / "2", "rho=50", recipe="cifar10-lt")
+    assert [row.label for row in rows_in(tmp_path)] == ["rho=100.0", "rho=50.0"]
+
+
+@pytest.mark.parametrize("setting", ["seed=1", "data.cache_mb=1", "schedule.evaluate_every=9"])
+def test_what_changes_no_result_makes_no_other_experiment(setting):
+    recipe = RECIPES["image-folder"]
+    assert apply_settings(recipe, [setting]).experiment() == recipe.experiment()
 
 
 def test_unfinished_runs_are_told(tmp_path):

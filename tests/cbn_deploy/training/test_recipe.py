@@ -96,6 +96,10 @@ def test_settings_are_applied_together_and_the_last_of_one_key_counts():
         (["loss.split_weight=-1"], "split_weight must be at least 0"),
         (["schedule.warmup_epochs=99"], "warmup_epochs must be in"),
         (["model=resnet20-bn", "components=2"], "norm.components has no effect here, resnet20-bn is a batch-norm"),
+        (
+            ["model=resnet20-bn", "loss.paths=compound+split"],
+            "loss.paths has no effect here, resnet20-bn is a batch-norm",
+        ),
         (["loss.paths=compound", "loss.split_weight=2"], "only one path is trained"),
         (["data.image_size=64"], "no effect"),
         (["views.min_area=0.5"], "no effect"),
@@ -126,6 +130,9 @@ def test_batch_norm_twins_train_one_path_with_the_strong_view():
     assert not recipe.two_views
     assert recipe.architecture(10).norm is None
     assert not any(key.startswith("norm.") for key in recipe.used_settings())
+    assert recipe.used_settings()["loss.paths"] == "compound"
+    listed = [f"{key}={value}" for key, value, _ in setting_help(recipe)]
+    assert apply_settings(recipe, listed).effective() == recipe.effective()
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
@@ -136,7 +143,7 @@ def test_every_model_can_be_set(name):
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_listed_setting_can_be_typed_back(recipe):
     listed = [f"{key}={value}" for key, value, _ in setting_help(recipe)]
-    assert apply_settings(recipe, listed) == recipe
+    assert apply_settings(recipe, listed).effective() == recipe.effective()
 
 
 def test_a_recipe_that_knows_fewer_settings_than_this_version_has_their_defaults():

@@ -13,9 +13,11 @@ from PIL import Image
 from cbn_deploy.training.catalog import get_recipe
 from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.evaluation import Confusion, evaluate_predictions
+from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.metrics import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.plots import draw_pictures
+from cbn_deploy.training.progress import duration
 from cbn_deploy.training.recipe import apply_settings
 from cbn_deploy.training.report import render_html, write_report
 from cbn_deploy.training.report_data import RunReport
@@ -127,6 +129,13 @@ def test_the_page_needs_no_other_file_and_escapes_names():
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (190, "3 min 10 s"), (7500, "2 h 05 min")]
+)
+def test_durations_in_words(seconds, text):
+    assert duration(seconds) == text
+
+
 def test_the_page_says_what_the_report_knows():
     report = make_report()
     cells = Page(render_html(report, [])).cells
@@ -134,7 +143,7 @@ def test_the_page_says_what_the_report_knows():
     assert f"{100 * report.evaluation.few:.1f} %" in cells
     assert "schedule.epochs" in cells
     text = " ".join(cells)
-    assert "1 h 2 min" in text
+    assert "1 h 02 min" in text
     assert "1,234,567 parameters" in text
 
 
@@ -172,9 +181,18 @@ def test_an_absent_group_is_a_dash():
     assert "–" in Page(render_html(report, [])).cells
 
 
+def test_a_group_without_test_images_is_not_said_to_have_no_class():
+    report = make_report(counts=(300, 290, 3))
+    labels = np.repeat([0, 1], 8)
+    report = dataclasses.replace(report, evaluation=evaluate_predictions(np.eye(3)[labels], labels, (300, 290, 3)))
+    groups = draw_pictures(report)[2]
+    assert groups.alternative_text == "Bar chart: many 100.0%, medium no such class, few no test images."
+    assert "no such class, or none with test images" in " ".join(Page(render_html(report, [])).cells).replace("\n", " ")
+
+
 def test_report_json_is_plain_and_complete(tmp_path):
     report = make_report()
-    write_report(report, tmp_path)
+    write_report(report, RunFolder(tmp_path))
     plain = json.loads((tmp_path / "report.json").read_text())
     assert plain["evaluation"] == report.evaluation.to_dict()
     assert [row["group"] for row in plain["classes"]] == ["many", "medium", "few"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -140,6 +141,9 @@ def test_nothing_to_resume_is_one_sentence(tmp_path):
 def test_another_recipe_cannot_be_resumed():
     state = make_state(*make_run())
     check_same_run(state, RECIPE, ("a", "b"), (9, 2))
+    twin = apply_settings(RECIPE, ["model=resnet20-bn"])
+    one_path = apply_settings(twin, ["loss.paths=compound"])  # which is what batch norm does anyway
+    check_same_run(dataclasses.replace(state, recipe=twin.to_dict()), one_path, ("a", "b"), (9, 2))
     with pytest.raises(RecipeError) as caught:
         check_same_run(state, apply_settings(RECIPE, ["lr=0.3", "model=resnet32"]), ("a", "b"), (9, 2))
     assert "optimizer.lr=0.05 (now 0.3)" in str(caught.value)

@@ -110,6 +110,25 @@ def test_a_class_without_images_leaves_its_weight_to_the_others():
     assert scores["forward", 10].top1 == pytest.approx(prior[others] @ recalls[others] / prior[others].sum())
 
 
+def test_the_correction_is_for_the_prior_that_is_weighted():
+    """Exact posteriors, the two rarest classes without images: Bayes' rule over the classes that can come."""
+    logits, labels = draw(2000, seed=3)
+    come = np.isin(labels, ORDER[:3])
+    logits, labels = logits[come], labels[come]
+    for name, score in by_name(evaluate_prior_shift(logits, labels, COUNTS, np.full(CLASSES, 0.2))).items():
+        prior = shifted_prior(COUNTS, name[1], name[0])[ORDER[:3]]
+        prior /= prior.sum()
+        posterior = softmax(logits[:, ORDER[:3]], axis=1) * prior
+        posterior /= posterior.sum(axis=1, keepdims=True)
+        hits = ORDER[:3][posterior.argmax(axis=1)] == labels
+        weights = (prior / 2000)[np.argsort(ORDER)[labels]]
+        np.testing.assert_allclose(score.corrected_top1, weights @ hits, **tolerance("float64"))
+        expected = reliability(posterior.max(axis=1), hits, weights).error
+        np.testing.assert_allclose(score.corrected_ece, expected, **tolerance("float64"))
+        assert score.corrected_top1 > score.top1 - 0.01  # Bayes' rule loses to nothing but luck
+        assert score.corrected_ece < 0.03
+
+
 def test_impossible_arguments():
     with pytest.raises(ValueError, match="finite"):
         evaluate_prior_shift(np.full((1, CLASSES), np.inf), np.array([0]), COUNTS, np.full(CLASSES, 0.2))
