@@ -78,7 +78,7 @@ def drip(connection: socket.socket, content: bytes) -> bytes:
     with contextlib.suppress(OSError):
         for byte in content:
             connection.sendall(bytes([byte]))
-            time.sleep(0.05)
+            time.sleep(0.1)
     return all_until_closed(connection)
 
 
@@ -164,7 +164,7 @@ def test_a_reader_that_is_slow_gets_its_answer(answering_server: Server) -> None
         response.begin()
         while chunk := response.read(2**18):
             received += len(chunk)
-            time.sleep(0.05)
+            time.sleep(0.1)
         assert received == int(response.headers["Content-Length"]) > 4_000_000
         assert time.monotonic() - begin > 1, "as long as a head may take"
 
@@ -364,7 +364,7 @@ def test_kills_under_load_lose_nothing_for_clients_that_try_again(
                     try:
                         response = client.post("/v1/classify", files={"image": image})
                     except httpx.HTTPError:
-                        time.sleep(0.05)
+                        time.sleep(0.1)
                         continue
                     ok = response.status_code == 200
                     found = response.json()["results"][0]["predictions"][0]["label"] if ok else response.text
