@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from cbn_deploy.cli import run_cli
-from cbn_deploy.cli.model_options import image_progress
+from cbn_deploy.cli.image_progress import image_progress
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export.render import (
     accuracy_table,

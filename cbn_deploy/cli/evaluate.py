@@ -13,7 +13,8 @@ from rich.markup import escape
 from cbn_deploy.atomic import atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
 from cbn_deploy.cli.evaluation_tables import tables
-from cbn_deploy.cli.model_options import MODEL_HELP, RUNTIME_HELP, image_progress, known_runtime
+from cbn_deploy.cli.image_progress import image_progress
+from cbn_deploy.cli.model_options import MODEL_HELP, RUNTIME_HELP, known_runtime
 from cbn_deploy.cli.picture_format import picture_format
 from cbn_deploy.errors import DataError, RecipeError
 

@@ -1,14 +1,11 @@
-"""What the command lines that run a model file over images share: how they name the file and its runtime, and a bar."""
+"""What the command lines that run a model file share: how they name the file and its runtime."""
 
 from __future__ import annotations
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.errors import RecipeError
 from cbn_deploy.runtime.factory import RUNTIMES, RuntimeName
 
-__all__ = ["MODEL_HELP", "RUNTIME_HELP", "image_progress", "known_runtime"]
+__all__ = ["MODEL_HELP", "RUNTIME_HELP", "known_runtime"]
 
 MODEL_HELP = "A model.onnx, model.pt or model.engine."
 RUNTIME_HELP = f"{RUNTIMES[0]} (by the file's suffix), {', '.join(RUNTIMES[1:])}."
@@ -24,9 +21,3 @@ def known_runtime(name: str) -> RuntimeName:
         if name == runtime:
             return runtime
     raise RecipeError(f"There is no runtime {name!r}; choose one of {', '.join(RUNTIMES)}.")
-
-
-def image_progress(console: Console) -> Progress:
-    """A bar that counts images, for a terminal only, and leaves nothing behind."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from cbn_deploy.cli import run_cli
-from cbn_deploy.cli.model_options import MODEL_HELP, RUNTIME_HELP, image_progress, known_runtime
+from cbn_deploy.cli.image_progress import image_progress
+from cbn_deploy.cli.model_options import MODEL_HELP, RUNTIME_HELP, known_runtime
 
 if TYPE_CHECKING:
     from cbn_deploy.prediction import PredictionRun

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cbn_deploy.atomic import atomic_write_bytes, check_writable
 from cbn_deploy.cli import run_cli
+from cbn_deploy.cli.image_progress import image_progress
 from cbn_deploy.cli.picture_format import picture_format
 from cbn_deploy.errors import DataError, RankError, RecipeError
 
@@ -308,9 +308,7 @@ def _beside_the_paper(paper: Comparison) -> list[str]:
 def _check_data(recipe: Recipe, data: Path | None, console: Console) -> None:
     from cbn_deploy.data import check_data
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    on_screen = Console(stderr=True)
-    with Progress(*columns, console=on_screen, transient=True, disable=not on_screen.is_terminal) as bar:
+    with image_progress(Console(stderr=True)) as bar:
         task = bar.add_task("Listing", total=None)
         report = check_data(
             recipe.data,
