@@ -12,7 +12,7 @@ from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.training import settings
 from cbn_deploy.training.experiments import ALIASES, EXPERIMENTS, SECTIONS
 from cbn_deploy.training.published import PublishedResult, published_results
-from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
+from cbn_deploy.training.recipe import SHORT_KEYS, Recipe, as_typed
 
 __all__ = ["Comparison", "compare"]
 
@@ -99,12 +99,11 @@ def _data_name(recipe: Recipe) -> str:
 
 def _differences(ours: Recipe, theirs: Recipe) -> tuple[str, ...]:
     compared = (ours.experiment() | theirs.experiment()).keys()
-    short = {dotted: key for key, dotted in SHORT_KEYS.items()}
     phrases = []
     for key, (mine, other) in settings.differences(ours.effective(), theirs.effective()).items():
         alike = key == "init_from" and None not in (mine, other)
         if key in compared and not alike:
-            phrases.append(f"{short.get(key, key)} {_text(mine)} instead of {_text(other)}")
+            phrases.append(f"{as_typed(key)} {_text(mine)} instead of {_text(other)}")
     return tuple(phrases)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.errors import CbnError, DataError
 from cbn_deploy.training.folder import RunFolder
-from cbn_deploy.training.recipe import SHORT_KEYS, Recipe
+from cbn_deploy.training.recipe import Recipe, as_typed
 
 __all__ = [
     "FIGURES",
@@ -172,9 +172,8 @@ def _pairs(row: Row, base: Row) -> list[tuple[Finished, Finished]]:
 
 
 def _label(own: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    short = {dotted: key for key, dotted in SHORT_KEYS.items()}
     differing = [key for key, value in own.items() if any(row.get(key, value) != value for row in rows)]
-    return ", ".join(f"{short.get(key, key)}={own[key]}" for key in differing) or str(own["model"])
+    return ", ".join(f"{as_typed(key)}={own[key]}" for key in differing) or str(own["model"])
 
 
 def _number(value: Any) -> float | None:

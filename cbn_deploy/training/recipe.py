@@ -29,6 +29,7 @@ __all__ = [
     "Recipe",
     "ScheduleConfig",
     "apply_settings",
+    "as_typed",
     "setting_help",
     "unused_settings",
 ]
@@ -199,21 +200,19 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
 
 def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """(key as typed, present value, what may be typed) of every setting that has an effect in this recipe."""
-    short = _short_keys()
     allowed = {key: settings.describe_type(kind) for key, kind in settings.leaf_types(Recipe).items()}
     allowed["model"] = "one of " + ", ".join(MODEL_NAMES)
     return [
-        (short.get(key, key), value, allowed[key])
-        for key, value in recipe.used_settings().items()
-        if key not in _FIXED_KEYS
+        (as_typed(key), value, allowed[key]) for key, value in recipe.used_settings().items() if key not in _FIXED_KEYS
     ]
 
 
 def unused_settings(recipe: Recipe) -> list[str]:
     """Keys, as typed, of the settings that have no effect in this recipe; another setting may give them one."""
-    used, short = recipe.used_settings(), _short_keys()
-    return [short.get(key, key) for key in settings.leaf_types(Recipe) if key not in (*used, *_FIXED_KEYS)]
+    used = recipe.used_settings()
+    return [as_typed(key) for key in settings.leaf_types(Recipe) if key not in (*used, *_FIXED_KEYS)]
 
 
-def _short_keys() -> dict[str, str]:
-    return {dotted: key for key, dotted in SHORT_KEYS.items()}
+def as_typed(key: str) -> str:
+    """``key`` as people type it: its short form, if it has one."""
+    return next((short for short, dotted in SHORT_KEYS.items() if dotted == key), key)
