@@ -63,7 +63,9 @@ class OpForm:
 
 
 FORMS = {name: OpForm(name, form.residual, form.relu) for name, form in OP_FORMS.items()}
-PLAIN, RELU, ADD_RELU = (FORMS[f"CompoundBatchNormalization{ending}"] for ending in ("", "Relu", "AddRelu"))
+PLAIN = FORMS["CompoundBatchNormalization"]
+RELU = FORMS["CompoundBatchNormalizationRelu"]
+ADD_RELU = FORMS["CompoundBatchNormalizationAddRelu"]
 
 
 def op_schema(form: OpForm, *, with_posterior: bool = True) -> onnx.defs.OpSchema:
