@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,9 +14,10 @@ import torch
 from cbn_deploy.calibrated_file import description_digest, write_temperature
 from cbn_deploy.checkpoint import load_checkpoint
 from cbn_deploy.errors import ModelFileError, OutputError
-from cbn_deploy.runtime.engine_file import EngineDescription, read_engine_file
+from cbn_deploy.runtime.engine_file import read_engine_file
 from cbn_deploy.runtime.factory import open_session
 from cbn_deploy.runtime.onnx_file import read_onnx_file
+from tests.engine_files import ENGINE, describe_engine
 from tests.onnx_models import SIZE, describe, write_colour_model
 
 
@@ -71,19 +71,8 @@ def test_a_checkpoint_keeps_its_tensors(checkpoint_path: Path, tmp_path: Path) -
 
 def test_an_engine_keeps_its_bytes(tmp_path: Path) -> None:
     engine = tmp_path / "model.engine"
-    engine.write_bytes(b"an engine as far as reading files goes")
-    description = EngineDescription(
-        model=describe(),
-        runtime="tensorrt",
-        version="10.0",
-        implementation="plugin",
-        compute_capabilities=("8.6",),
-        batch_sizes=(1, 8, 32),
-        inputs=(),
-        outputs=(),
-        engine_sha256=hashlib.sha256(engine.read_bytes()).hexdigest(),
-        onnx_sha256="0" * 64,
-    )
+    engine.write_bytes(ENGINE)
+    description = describe_engine()
     (tmp_path / "model.engine.json").write_text(json.dumps(description.to_dict()))
     write(engine, 3.0)
     expected = dataclasses.replace(description, model=dataclasses.replace(describe(), temperature=3.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -12,39 +11,23 @@ import pytest
 
 from cbn_deploy.errors import ModelFileError, RuntimeUnavailableError
 from cbn_deploy.runtime.cuda_memory import CudaRuntime
-from cbn_deploy.runtime.engine_file import EngineDescription, TensorSpec, description_path, read_engine_file
+from cbn_deploy.runtime.engine_file import TensorSpec, description_path, read_engine_file
 from cbn_deploy.runtime.factory import open_session
-from tests.onnx_models import SIZE, describe
+from tests.engine_files import ENGINE, describe_engine
+from tests.onnx_models import SIZE
 
-CONTENT = b"an engine as far as reading files goes"
 HAS_CUDA = importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
-
-
-def description(**changes: object) -> EngineDescription:
-    fields: dict[str, object] = {
-        "model": describe(),
-        "runtime": "tensorrt-rtx",
-        "version": "1.7.1.116",
-        "implementation": "function body",
-        "compute_capabilities": ("8.9",),
-        "batch_sizes": (1, 4, 8),
-        "inputs": (TensorSpec("images", "float32", (None, 3, SIZE, SIZE)),),
-        "outputs": (TensorSpec("logits", "float32", (None, 3)),),
-        "engine_sha256": hashlib.sha256(CONTENT).hexdigest(),
-        "onnx_sha256": "0" * 64,
-    }
-    return EngineDescription(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def write(folder: Path, **changes: object) -> Path:
     path = folder / "model.engine"
-    path.write_bytes(CONTENT)
-    description_path(path).write_text(json.dumps(description(**changes).to_dict()))
+    path.write_bytes(ENGINE)
+    description_path(path).write_text(json.dumps(describe_engine(**changes).to_dict()))
     return path
 
 
 def test_a_description_reads_back(tmp_path: Path) -> None:
-    assert read_engine_file(write(tmp_path)).description == description()
+    assert read_engine_file(write(tmp_path)).description == describe_engine()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from cbn_deploy.checkpoint import load_checkpoint, load_model
 from cbn_deploy.errors import EngineError, ModelFileError, OutputError, RuntimeUnavailableError
 from cbn_deploy.norm import freeze
-from cbn_deploy.runtime.engine_file import EngineDescription, TensorSpec, description_path, read_engine_file
+from cbn_deploy.runtime.engine_file import TensorSpec, description_path, read_engine_file
 from cbn_deploy.runtime.factory import open_session
 from cbn_deploy.runtime.onnx_file import read_onnx_file
 from export import ExportResult
@@ -26,7 +26,7 @@ from export.passes import DescribePass, ToSixteenBitsPass
 from export.tensorrt import EngineOptions, EngineResult, build_engine
 from export.tensorrt import engine as engine_module
 from export.to_onnx import build_graph
-from tests.onnx_models import describe
+from tests.engine_files import describe_engine
 from tests.reference.tolerances import tolerance
 
 NEEDS_RTX = pytest.mark.skipif(
@@ -229,18 +229,7 @@ def test_an_onnx_file_is_built_as_it_is(
 
 
 def test_no_engine_is_put_in_place_before_its_description(tmp_path: Path) -> None:
-    description = EngineDescription(
-        model=describe(),
-        runtime="tensorrt-rtx",
-        version="1",
-        implementation="none",
-        compute_capabilities=("8.9",),
-        batch_sizes=(1, 1, 1),
-        inputs=(),
-        outputs=(),
-        engine_sha256="",
-        onnx_sha256="",
-    )
+    description = describe_engine()
     path = tmp_path / "model.engine"
     path.write_bytes(b"old")
     description_path(path).mkdir()  # what cannot be replaced by a file
