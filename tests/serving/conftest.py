@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from serving.app import create_app
+from serving.settings import load_settings
 from tests.onnx_models import colour_model, spin_for, write_colour_model
 from tests.serving.browser import Visit, chromium
+from tests.serving.in_process import InProcess
 from tests.serving.server import Server
 
 
@@ -50,6 +53,21 @@ def cbn_server(cbn_path: Path, colours_path: Path) -> Iterator[Server]:
     running = Server(f"digits={cbn_path}", colours_path, "--threads", 1)
     yield running
     running.stop()
+
+
+@pytest.fixture
+def start_app(colours_path: Path) -> Iterator[Callable[..., InProcess]]:
+    """Applications of the colour model with settings of the test's own, in this process; all are closed afterwards."""
+    running: list[InProcess] = []
+
+    def start(**settings: object) -> InProcess:
+        chosen = load_settings(models=[str(colours_path)], threads=1, watch_interval=0, **settings)
+        running.append(InProcess(create_app(chosen)))
+        return running[-1]
+
+    yield start
+    for client in running:
+        client.close()
 
 
 @pytest.fixture

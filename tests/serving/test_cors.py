@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import pytest
-
-from serving.app import create_app
-from serving.settings import load_settings
 from tests.serving.files import RED
 from tests.serving.in_process import InProcess
 
@@ -16,22 +11,8 @@ OURS = "https://app.example.org"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key,content-type"}
 
 
-@pytest.fixture
-def start(colours_path: Path) -> Iterator[Callable[..., InProcess]]:
-    running: list[InProcess] = []
-
-    def make(**settings: str) -> InProcess:
-        chosen = load_settings(models=[str(colours_path)], threads=1, watch_interval=0, **settings)
-        running.append(InProcess(create_app(chosen)))
-        return running[-1]
-
-    yield make
-    for client in running:
-        client.close()
-
-
-def test_off_unless_told(start: Callable[..., InProcess]) -> None:
-    client = start()
+def test_off_unless_told(start_app: Callable[..., InProcess]) -> None:
+    client = start_app()
     answer = client.post("/v1/classify", files={"image": RED}, headers={"Origin": OURS})
     assert answer.status_code == 200
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -40,8 +21,8 @@ def test_off_unless_told(start: Callable[..., InProcess]) -> None:
     assert not [name for name in asked.headers if name.startswith("access-control")]
 
 
-def test_only_the_origins_that_are_named(start: Callable[..., InProcess]) -> None:
-    client = start(cors_origins=f"{OURS},http://localhost:3000")
+def test_only_the_origins_that_are_named(start_app: Callable[..., InProcess]) -> None:
+    client = start_app(cors_origins=f"{OURS},http://localhost:3000")
     for origin in (OURS, "http://localhost:3000"):
         asked = client.request("OPTIONS", "/v1/classify", headers={"Origin": origin, **PREFLIGHT})
         assert asked.status_code == 200
@@ -60,6 +41,6 @@ def test_only_the_origins_that_are_named(start: Callable[..., InProcess]) -> Non
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_every_origin_if_told_so(start: Callable[..., InProcess]) -> None:
-    answer = start(cors_origins="*").get("/healthz", headers={"Origin": "https://anybody.example"})
+def test_every_origin_if_told_so(start_app: Callable[..., InProcess]) -> None:
+    answer = start_app(cors_origins="*").get("/healthz", headers={"Origin": "https://anybody.example"})
     assert answer.headers["access-control-allow-origin"] == "*"

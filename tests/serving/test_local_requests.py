@@ -16,20 +16,6 @@ HERE = "127.0.0.1:8000"
 PAGE = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
 
 
-@pytest.fixture
-def start(colours_path: Path) -> Iterator[Callable[..., InProcess]]:
-    running: list[InProcess] = []
-
-    def make(**settings: object) -> InProcess:
-        chosen = load_settings(models=[str(colours_path)], threads=1, watch_interval=0, **settings)
-        running.append(InProcess(create_app(chosen)))
-        return running[-1]
-
-    yield make
-    for client in running:
-        client.close()
-
-
 def status(client: InProcess, do: str = "unload", **headers: str) -> int:
     return client.post(f"{CONTROL}/{do}", headers={"Host": HERE, **headers}).status_code
 
@@ -91,14 +77,14 @@ def test_programs_of_this_machine_and_our_own_page_may(local: InProcess, headers
 
 
 def test_whoever_was_let_in_by_a_key_or_a_flag_is_not_asked_where_from(
-    start: Callable[..., InProcess], tmp_path: Path
+    start_app: Callable[..., InProcess], tmp_path: Path
 ) -> None:
     (tmp_path / "keys").write_text("secret\n")
-    guarded = start(api_key_file=tmp_path / "keys")
+    guarded = start_app(api_key_file=tmp_path / "keys")
     assert status(guarded, **PAGE) == 401
     assert status(guarded, **PAGE, **{"X-API-Key": "secret", "Via": "1.1 proxy"}) == 200
-    assert status(start(model_control=True), **PAGE) == 200
+    assert status(start_app(model_control=True), **PAGE) == 200
 
 
-def test_a_page_of_an_origin_that_may_classify_may_not_unload(start: Callable[..., InProcess]) -> None:
-    assert status(start(cors_origins="https://app.example.org"), Origin="https://app.example.org") == 403
+def test_a_page_of_an_origin_that_may_classify_may_not_unload(start_app: Callable[..., InProcess]) -> None:
+    assert status(start_app(cors_origins="https://app.example.org"), Origin="https://app.example.org") == 403
