@@ -42,7 +42,7 @@ def add_familiarity(description: ModelDescription, model: nn.Module, pixels: NDA
     return dataclasses.replace(
         description,
         energy_quantiles=description.energy_quantiles or {name: _short(values) for name, values in quantiles.items()},
-        occupancy={layer: _short(found.occupancy.tolist()) for layer, found in health.items()},
+        occupancy={layer: _short(found.occupancy) for layer, found in health.items()},
     )
 
 

@@ -3,7 +3,7 @@
 from cbn_deploy.norm.buffers import buffers_in_place
 from cbn_deploy.norm.config import NormConfig
 from cbn_deploy.norm.convert import convert_batchnorm
-from cbn_deploy.norm.diagnostics import MixtureHealth, mixture_health
+from cbn_deploy.norm.diagnostics import MixtureHealth, MixtureTally, mixture_health
 from cbn_deploy.norm.frozen import FrozenCompoundBatchNorm2d, freeze
 from cbn_deploy.norm.functional import compound_batch_norm_naive
 from cbn_deploy.norm.grouping import class_groups
@@ -22,6 +22,7 @@ __all__ = [
     "FrozenCompoundBatchNorm2d",
     "MixtureBatchNorm",
     "MixtureHealth",
+    "MixtureTally",
     "NormConfig",
     "SplitBatchNorm2d",
     "SynchronizedBatchNorm2d",

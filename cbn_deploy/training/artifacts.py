@@ -22,7 +22,6 @@ from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.decoupled import training_prior
 from cbn_deploy.training.evaluation import evaluate_predictions, most_confused
 from cbn_deploy.training.execution import Execution
-from cbn_deploy.training.metrics.mixture import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.predictions import Predictions
 from cbn_deploy.training.recipe import Recipe
@@ -97,10 +96,7 @@ def build_report(
         class_names=data.class_names,
         class_counts=data.class_counts,
         test_images=len(data.test),
-        mixture={
-            layer: LayerMixture(occupancy=tuple(h.occupancy.tolist()), pixel_entropy=h.pixel_entropy, dead=h.dead)
-            for layer, h in health.items()
-        },
+        mixture=health,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         seconds=seconds,
         device=device_name(device),

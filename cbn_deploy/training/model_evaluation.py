@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cbn_deploy.errors import ModelFileError
+from cbn_deploy.norm import MixtureHealth, MixtureTally
 from cbn_deploy.runtime import Session
 from cbn_deploy.training.evaluation import Evaluation, evaluate_predictions
 from cbn_deploy.training.metrics import (
     Calibration,
-    LayerMixture,
-    MixtureTally,
     ShiftedScore,
     calibrate,
     evaluate_prior_shift,
@@ -42,7 +43,7 @@ class ModelEvaluation:
     images: int
     temperature: float | None
     scores: Evaluation
-    mixture: Mapping[str, LayerMixture]
+    mixture: Mapping[str, MixtureHealth]
     calibration: Calibration | None
     prior_shift: tuple[ShiftedScore, ...]
 
@@ -52,7 +53,7 @@ class ModelEvaluation:
             **self.scores.to_dict(),
             "images": self.images,
             "temperature": self.temperature,
-            "mixture": {layer: dataclasses.asdict(use) for layer, use in self.mixture.items()} or None,
+            "mixture": {layer: use.to_dict() for layer, use in self.mixture.items()} or None,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "prior_shift": [dataclasses.asdict(score) for score in self.prior_shift] or None,
         }
@@ -78,12 +79,13 @@ def evaluate_model(
     Raises:
         ModelFileError: the model's logits are not finite on some image.
     """
-    mixture = MixtureTally()
+    mixture: defaultdict[str, MixtureTally] = defaultdict(MixtureTally)
     parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
     done = 0
     for images, truth in batches:
         prediction = session.run(images.numpy())
-        mixture.add(prediction.posteriors)
+        for layer, posterior in prediction.posteriors.items():
+            mixture[layer].add(torch.from_numpy(posterior))
         parts.append((prediction.logits, truth.numpy()))
         done += len(truth)
         if progress is not None:
@@ -97,7 +99,7 @@ def evaluate_model(
         images=done,
         temperature=description.temperature,
         scores=evaluate_predictions(scaled, labels, description.class_counts),
-        mixture=mixture.health(),
+        mixture={layer: tally.health() for layer, tally in mixture.items()},
         calibration=calibrate(logits, labels, prior) if with_calibration and done > 1 else None,
         prior_shift=evaluate_prior_shift(scaled, labels, description.class_counts, prior) if with_prior_shift else (),
     )

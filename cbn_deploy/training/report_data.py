@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cbn_deploy.norm import MixtureHealth
 from cbn_deploy.runtime.description import ShotGroup, frequency_order, shot_group
 from cbn_deploy.training.comparison import Comparison
 from cbn_deploy.training.evaluation import Confusion, Evaluation
-from cbn_deploy.training.metrics.mixture import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 
 __all__ = ["RunReport"]
@@ -33,7 +33,7 @@ class RunReport:
         class_names: K names.
         class_counts: K training counts.
         test_images: size of the test set.
-        mixture: layer name -> :class:`LayerMixture`; empty for a batch-norm model.
+        mixture: layer name -> :class:`MixtureHealth`; empty for a batch-norm model.
         parameters: learned parameters of the network.
         seconds: wall-clock seconds of training.
         device: where it ran.
@@ -51,7 +51,7 @@ class RunReport:
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
     test_images: int
-    mixture: Mapping[str, LayerMixture]
+    mixture: Mapping[str, MixtureHealth]
     parameters: int
     seconds: float
     device: str
@@ -99,7 +99,7 @@ class RunReport:
                 for pair in self.confusions
             ],
             "test_images": self.test_images,
-            "mixture": {layer: dataclasses.asdict(mixture) for layer, mixture in self.mixture.items()},
+            "mixture": {layer: mixture.to_dict() for layer, mixture in self.mixture.items()},
             "history": [dataclasses.asdict(metrics) for metrics in self.history],
             "parameters": self.parameters,
             "seconds": self.seconds,

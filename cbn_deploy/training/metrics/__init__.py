@@ -2,7 +2,6 @@
 
 from cbn_deploy.training.metrics.calibration_error import Reliability, class_wise_errors, reliability
 from cbn_deploy.training.metrics.intervals import Interval, wilson_interval
-from cbn_deploy.training.metrics.mixture import LayerMixture, MixtureTally
 from cbn_deploy.training.metrics.outcomes import Outcomes, judge
 from cbn_deploy.training.metrics.prior_shift import ShiftedScore, evaluate_prior_shift, shifted_prior
 from cbn_deploy.training.metrics.temperature import Calibration, calibrate, fit_temperature, split_halves
@@ -10,8 +9,6 @@ from cbn_deploy.training.metrics.temperature import Calibration, calibrate, fit_
 __all__ = [
     "Calibration",
     "Interval",
-    "LayerMixture",
-    "MixtureTally",
     "Outcomes",
     "Reliability",
     "ShiftedScore",

@@ -8,9 +8,10 @@ import numpy as np
 from rich.console import Console
 
 from cbn_deploy.cli.evaluation_tables import tables
+from cbn_deploy.norm import MixtureHealth
 from cbn_deploy.runtime import ModelDescription, Preprocessing, SessionInfo
 from cbn_deploy.training.evaluation import evaluate_predictions
-from cbn_deploy.training.metrics import LayerMixture, calibrate, evaluate_prior_shift
+from cbn_deploy.training.metrics import calibrate, evaluate_prior_shift
 from cbn_deploy.training.model_evaluation import ModelEvaluation
 
 INFO = SessionInfo(runtime="onnxruntime", version="1.0", kernel_path="fused", threads=1, device="cpu", file="[m].onnx")
@@ -34,7 +35,7 @@ def printed(classes, layers=()):
         images=300,
         temperature=1.5,
         scores=evaluate_predictions(logits, labels, counts),
-        mixture={layer: LayerMixture(occupancy=(0.75, 0.25), pixel_entropy=0.5, dead=0) for layer in layers},
+        mixture={layer: MixtureHealth(occupancy=(0.75, 0.25), pixel_entropy=0.5) for layer in layers},
         calibration=calibrate(logits, labels, prior),
         prior_shift=evaluate_prior_shift(logits, labels, counts, prior),
     )

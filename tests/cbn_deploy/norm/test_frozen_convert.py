@@ -19,7 +19,6 @@ from cbn_deploy.norm import (
     compound_batch_norm_naive,
     convert_batchnorm,
     freeze,
-    mixture_health,
     split_path,
 )
 from tests.reference.tolerances import tolerance
@@ -207,24 +206,6 @@ def test_class_groups_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         class_groups(0, 2)
     assert class_groups(2, 4).tolist() == [0, 2]
-
-
-def test_mixture_health_tells_soft_from_one_hot_from_disguised() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(8, 4, 6, 6) + 4.0 * torch.randn(8, 1, 1, 1).sign()
-    layer = CompoundBatchNorm2d(4, NormConfig(components=2, density_scale="joint"))
-    layer.running_mean = torch.tensor([[-4.0] * 4, [4.0] * 4])
-    one_hot = mixture_health(nn.Sequential(layer), [x])["0"]
-    assert one_hot.pixel_entropy < 0.05
-    assert one_hot.dead == 0
-    assert one_hot.occupancy.sum().item() == pytest.approx(1.0)
-    layer.running_mean = torch.zeros(2, 4)
-    disguised = mixture_health(nn.Sequential(layer), [x])["0"]
-    assert disguised.pixel_entropy == pytest.approx(1.0)
-    layer.running_mean = torch.tensor([[0.0] * 4, [900.0] * 4])
-    assert mixture_health(nn.Sequential(layer), [x])["0"].dead == 1
-    assert layer.training, "the training flag is restored"
-    assert mixture_health(nn.Linear(2, 2), [torch.zeros(1, 2)]) == {}
 
 
 def test_density_factor() -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cbn_deploy.norm import MixtureHealth
 from cbn_deploy.training.catalog import get_recipe
 from cbn_deploy.training.comparison import compare
 from cbn_deploy.training.evaluation import Confusion, evaluate_predictions
 from cbn_deploy.training.folder import RunFolder
-from cbn_deploy.training.metrics import LayerMixture
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.plots import draw_pictures
 from cbn_deploy.training.progress import duration
@@ -60,7 +60,7 @@ def make_report(classes=3, epochs=4, mixture=True, counts=None, comparison=None)
         )
         for epoch in range(1, epochs + 1)
     )
-    layer = LayerMixture(occupancy=(0.5, 0.3, 0.2), pixel_entropy=0.4, dead=0)
+    layer = MixtureHealth(occupancy=(0.5, 0.3, 0.2), pixel_entropy=0.4)
     return RunReport(
         recipe={"name": "x", "seed": 3, "schedule": {"epochs": epochs}},
         settings={"name": "x", "schedule.epochs": epochs},
