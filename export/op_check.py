@@ -11,16 +11,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cbn_deploy.errors import ParityError
-from cbn_deploy.native_library import NativeLibrary, native_library
-from cbn_deploy.runtime.native_layouts import native_layout_session
+from cbn_deploy.native_library import NativeLibrary
 from cbn_deploy.runtime.signature import INPUT
 from export.inputs import ParityInputs
-from export.op import DOMAIN
 from export.op_parity import OpComparison
 from export.op_sites import OpSite, tap
 from export.parity_report import OpParity
+from export.sessions import native_kernels, ort_session
 
-__all__ = ["SEED", "Progress", "TappedModel", "check_ops", "in_batches", "ort_session", "require_ops"]
+__all__ = ["SEED", "Progress", "TappedModel", "check_ops", "in_batches", "require_ops"]
 
 SEED = 20260
 Progress = Callable[[int, int], None]
@@ -46,9 +45,9 @@ def check_ops(
     """
     ops = [OpComparison(site) for site in sites]
     if ops:
-        has_nodes = any(node.domain == DOMAIN for node in exported.graph.node)
-        libraries = [None, native_library()] if has_nodes and native_library() is not None else [None]
-        tapped = [TappedModel(exported, sites, library) for library in libraries]
+        tapped = [TappedModel(exported, sites)]
+        if (native := native_kernels(exported)) is not None:
+            tapped.append(TappedModel(exported, sites, native))
         rng = np.random.default_rng(SEED)
         for indices in tapped[0].batches(inputs):
             images, kinds = inputs.batch(indices), [inputs.kind(i) for i in indices]
@@ -118,24 +117,6 @@ def in_batches(count: int, size: int = _BATCH) -> Iterator[list[int]]:
     """0 .. count - 1 in lists of ``size``."""
     for start in range(0, count, size):
         yield list(range(start, min(start + size, count)))
-
-
-def ort_session(model: onnx.ModelProto, native: NativeLibrary | None = None) -> onnxruntime.InferenceSession:
-    """The model on the CPU: by the op's standard-ops bodies, or by the kernels of ``native`` as a Session runs them."""
-    content = model.SerializeToString()
-    if native is None:
-        return onnxruntime.InferenceSession(content, _options(None), providers=["CPUExecutionProvider"])
-    return native_layout_session(content, lambda: _options(native))[0]
-
-
-def _options(native: NativeLibrary | None) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # torch's threads work in turn with these; spinning ones would only take the cores from them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if native is not None:
-        options.register_custom_ops_library(str(native.path))
-    return options
 
 
 def require_ops(ops: Sequence[OpParity]) -> None:

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cbn_deploy.errors import ParityError
-from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.signature import INPUT, LOGITS
 from export.inputs import REAL, ParityInputs
 from export.limits import LIMITS
 from export.logit_parity import LogitComparison
-from export.op import DOMAIN
-from export.op_check import SEED, Progress, TappedModel, in_batches, ort_session, require_ops
+from export.op_check import SEED, Progress, TappedModel, in_batches, require_ops
 from export.op_parity import OpComparison
 from export.op_sites import OpSite
 from export.parity_report import ParityReport
+from export.sessions import native_kernels, ort_session
 
 __all__ = ["SEED", "Progress", "check_parity"]
 
@@ -89,7 +88,7 @@ def _gather(
 ) -> LogitComparison:
     """Run every input through the file, its tapped copy and both eager models; feed ``ops``, return the logits."""
     session = ort_session(exported)
-    native = native_library() if any(node.domain == DOMAIN for node in exported.graph.node) else None
+    native = native_kernels(exported)
     fused = None if native is None else ort_session(exported, native)
     tapped = TappedModel(exported, [op.site for op in ops]) if ops else None
     exact = copy.deepcopy(model).double()

@@ -10,13 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.self_test import SelfTest, self_test_images
 from cbn_deploy.runtime.signature import INPUT, LOGITS
 from export.limits import LIMITS
-from export.op import DOMAIN
-from export.op_check import ort_session
+from export.sessions import native_kernels, ort_session
 
 __all__ = ["record_self_test"]
 
@@ -38,9 +36,7 @@ def record_self_test(model: nn.Module, exported: onnx.ModelProto, preprocessing:
 
 def _run(exported: onnx.ModelProto, images: NDArray[np.float32]) -> list[NDArray[np.float64]]:
     """The file's logits by the op's bodies and, where they are installed, by the native kernels."""
-    has_op = any(node.domain == DOMAIN for node in exported.graph.node)
     sessions = [ort_session(exported)]
-    native = native_library() if has_op else None
-    if native is not None:
+    if (native := native_kernels(exported)) is not None:
         sessions.append(ort_session(exported, native))
     return [session.run([LOGITS], {INPUT: images})[0].astype(np.float64) for session in sessions]

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbn_deploy.data import ImageSet
-from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.preprocessing import normalize
 from cbn_deploy.runtime.signature import INPUT, LOGITS
 from cbn_deploy.training.test_set import find_test_set
 from export.inputs import ParityInputs
-from export.op import DOMAIN
-from export.op_check import SEED, Progress, check_ops, ort_session
+from export.op_check import SEED, Progress, check_ops
 from export.op_sites import find_sites
 from export.passes.to_sixteen_bits import ToSixteenBitsPass
 from export.precision.accuracy import DEFAULT_MAX_DROP, AccuracyReport, compare, require_accuracy, require_finite
@@ -34,6 +32,7 @@ from export.precision.images import digest, pixels
 from export.precision.int8 import METHOD, quantize_int8
 from export.precision.report import CalibrationRecord, EmulationRecord, PrecisionReport
 from export.precision.same_graph import check_types, require_same_graph
+from export.sessions import native_kernels, ort_session
 from export.to_onnx import inline
 
 __all__ = ["Lowered", "PrecisionRequest", "lower_precision"]
@@ -207,7 +206,7 @@ class _TestSet:
 
     def logits_of_file(self, exported: onnx.ModelProto, steps: _Steps) -> tuple[Logits, str]:
         """(n, K) by the kernels that a server's CPU would use, and which those are."""
-        native = native_library() if any(node.domain == DOMAIN for node in exported.graph.node) else None
+        native = native_kernels(exported)
         session = ort_session(exported, native)
         logits = []
         for batch in self._batches():

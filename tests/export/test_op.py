@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from cbn_deploy.native_library import native_library
 from export.function_body import function_body
 from export.op import ADD_RELU, FORMS, PLAIN, RELU, OpForm, op_schema
-from export.op_check import ort_session
+from export.sessions import ort_session
 from tests.export.op_cases import UNIT, Case, op_model, random_case, run_onnxruntime
 from tests.reference.tolerances import TOLERANCES
 

@@ -21,9 +21,9 @@ from cbn_deploy.native_library import native_library
 from cbn_deploy.runtime.factory import open_session
 from export import ExportOptions, ExportResult, export_checkpoint
 from export.op import DOMAIN
-from export.op_check import ort_session
 from export.precision.emulation import emulate
 from export.precision.same_graph import check_types, require_same_graph
+from export.sessions import ort_session
 from tests.export.command import cbn_export
 from tests.export.conftest import FEW
 from tests.export.precision.conftest import DIGITS, MAX_DROP, PREPROCESSING
