@@ -264,6 +264,8 @@ def _print_accuracy(report: PrecisionReport) -> None:
         )
     console.print(precision_ops_table(report))
     console.print(accuracy_table(report))
+    if report.test_set_doubt is not None:
+        console.print(report.test_set_doubt, style="yellow", markup=False)
     if report.emulation is not None:
         console.print(
             f"Judged by an emulation, not by running the file: the same graph in {report.emulation.arithmetic} "

@@ -19,7 +19,7 @@ from cbn_deploy.data import ImageSet
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.runtime.preprocessing import normalize
 from cbn_deploy.runtime.signature import INPUT, LOGITS
-from cbn_deploy.training.test_set import find_test_set
+from cbn_deploy.training.test_set import doubt_about, find_test_set
 from export.inputs import ParityInputs
 from export.op_check import SEED, Progress, check_ops
 from export.op_sites import find_sites
@@ -111,7 +111,8 @@ def lower_precision(
         DataError: test or calibration images are missing, unreadable or the same.
         ParityError: a node of the op exceeds its limit, or the file loses too much accuracy.
     """
-    test = _TestSet(find_test_set(description, request.data), description)
+    images = find_test_set(description, request.data)
+    test = _TestSet(images, description)
     steps = _Steps(progress)
     steps.plan(2 * len(test) + inputs)
     float32, digests = test.logits_of_checkpoint(model, steps)
@@ -141,6 +142,7 @@ def lower_precision(
         emulation=emulation,
         calibration=None if calibration is None else _record(calibration),
         accuracy=_judge(float32, found, test, request),
+        test_set_doubt=doubt_about(description, images, request.data),
         inputs=len(checked),
         real_images=checked.real_count,
         ops=ops,

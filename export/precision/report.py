@@ -56,6 +56,7 @@ class PrecisionReport:
         emulation: ``None`` if the file itself was judged.
         calibration: ``None`` but for int8.
         accuracy: the file against the float32 checkpoint on the test set.
+        test_set_doubt: why the test images may be those of the training; ``None`` if nothing speaks for it.
         inputs: how many inputs every node of the op was compared on, ``real_images`` of them real.
         real_images: see ``inputs``.
         ops: one row a node of the op.
@@ -67,6 +68,7 @@ class PrecisionReport:
     emulation: EmulationRecord | None
     calibration: CalibrationRecord | None
     accuracy: AccuracyReport
+    test_set_doubt: str | None
     inputs: int
     real_images: int
     ops: tuple[OpParity, ...]

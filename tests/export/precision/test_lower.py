@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,24 @@ def test_the_command_line(
     for group in ("all classes", "many", "medium", "few"):
         assert group in printed
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
+def test_what_may_be_training_images_is_said(
+    trained_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder without a word for what it is, with the images of the training and one more."""
+    data = load_digits_lt()
+    for index, label in enumerate(data.train.labels):
+        folder = tmp_path / "photos" / data.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        data.train.image(index).save(folder / f"{index}.png")
+    shutil.copy(next(folder.iterdir()), folder / "added.png")
+    output = tmp_path / "fp16.onnx"
+    arguments = ["--precision", "fp16", "--data", str(tmp_path / "photos"), "--max-drop", str(MAX_DROP)]
+    assert cbn_export(monkeypatch, trained_path, "-o", output, *arguments) == 0
+    assert "as many images as the model was trained on" in " ".join(capsys.readouterr().out.split())
+    description = ModelDescription.from_metadata({e.key: e.value for e in onnx.load(output).metadata_props})
+    assert "as many images as the model was trained on" in description.parity["test_set_doubt"]
 
 
 @pytest.mark.parametrize(
