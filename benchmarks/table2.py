@@ -74,7 +74,7 @@ def main() -> None:
     finished = read_results(results)
     names = list(ROWS.values())
     names += sorted({row["variant"] for row in finished} - set(names))  # those at another learning rate
-    print_table(names, finished)
+    print_table(names, finished, calibration=True)
 
 
 if __name__ == "__main__":

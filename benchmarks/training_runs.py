@@ -87,14 +87,24 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]]) -> None:
+def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]], *, calibration: bool = False) -> None:
     """Markdown: mean and standard deviation over the seeds, last epoch; a variant without a run has no row.
 
     The mean recall (top-1, where the test set is balanced) counts; the gain is what lies between a variant and "BN" of
-    the same seed, in points of it.
+    the same seed, in points of it. With ``calibration`` there is a column of the expected calibration error.
     """
-    print("\n| training | seeds | mean recall | gain, seed by seed | tail three | pixel entropy | dead components |")
-    print("|---|---|---|---|---|---|---|")
+    columns = [
+        "training",
+        "seeds",
+        "mean recall",
+        "gain, seed by seed",
+        "tail three",
+        "pixel entropy",
+        "dead components",
+    ]
+    columns += ["ECE"] if calibration else []
+    print(f"\n| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     baseline = {row["seed"]: mean_recall(row) for row in results if row["variant"] == "BN" and "top1" in row}
     for variant in variants:
         rows = [row for row in results if row["variant"] == variant]
@@ -102,7 +112,7 @@ def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]]) -
         if not rows:
             continue
         if not finished:
-            print(f"| {variant} | {len(rows)} | diverged | | | | |")
+            print(f"| {variant} | {len(rows)} | diverged" + " |" * (len(columns) - 2))
             continue
         gains = [100 * (mean_recall(row) - baseline[row["seed"]]) for row in finished if row["seed"] in baseline]
         gain = "-" if variant == "BN" else ", ".join(f"{value:+.1f}" for value in gains)
@@ -111,9 +121,10 @@ def print_table(variants: Iterable[str], results: Sequence[Mapping[str, Any]]) -
         dead = f"{sum(layer['dead'] for layer in layers) / len(finished):.1f}" if layers else "-"
         lost = f" ({len(rows) - len(finished)} diverged)" if len(finished) < len(rows) else ""
         tail = spread([rarest_three(row) for row in finished])
+        ece = f" {spread([row['ece'] for row in finished])} |" if calibration else ""
         print(
             f"| {variant} | {len(rows)}{lost} | {spread([mean_recall(row) for row in finished])} | {gain} | {tail} "
-            f"| {entropy} | {dead} |"
+            f"| {entropy} | {dead} |{ece}"
         )
 
 
