@@ -19,6 +19,7 @@ from cbn_deploy.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CBN_TRAIN = str(Path(sys.executable).with_name("cbn-train"))
+_INTERRUPTED = 130  # what cbn-train ends with after Ctrl-C or SIGTERM
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def train(run: Run) -> str:
     command += ["--resume"] if (run.out / "last.pt").is_file() else []
     report = run.out / "report.json"
     done = None if report.is_file() else subprocess.run(command, capture_output=True, text=True)
-    if done is not None and done.returncode < 0:
-        return f"{run.variant}, seed {run.seed}: stopped by signal {-done.returncode}"
+    if done is not None and (done.returncode < 0 or done.returncode == _INTERRUPTED):
+        return f"{run.variant}, seed {run.seed}: stopped, goes on when it is started again"
     figures: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "settings": run.settings}
     if done is not None and done.returncode:
         figures["diverged"] = divergence(done.stderr)
@@ -135,8 +136,8 @@ def mean_recall(figures: Mapping[str, Any]) -> float:
 
 def rarest_three(figures: Mapping[str, Any]) -> float:
     """Mean recall of the three classes with the fewest training images."""
-    pairs = sorted(zip(figures["class_counts"], figures["per_class"], strict=True))
-    return statistics.mean(recall for _, recall in pairs[:3])
+    rarest = sorted(range(len(figures["class_counts"])), key=lambda label: figures["class_counts"][label])[:3]
+    return statistics.mean(figures["per_class"][label] for label in rarest)
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

@@ -69,7 +69,9 @@ def _rows(source: Path) -> Iterator[tuple[int, str, int]]:
         if not parts:
             continue
         if len(parts) != 2:
-            raise DataError(f"{source}, line {number}: expected 'path label', got {_shown(line)}.")
+            raise DataError(
+                f"{source}, line {number}: expected 'path label', with no space in the path, got {_shown(line)}."
+            )
         name, label = parts
         # ASCII digits only, and never so many that int() would refuse them.
         if not (label.isascii() and label.isdigit()) or len(label) > 9 or int(label) >= MAX_CLASSES:

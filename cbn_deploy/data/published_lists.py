@@ -106,8 +106,10 @@ def list_published(published: PublishedSet, data_dir: Path, lists_dir: Path | No
     if names is None:
         _check_class_folders(published, rows["train"], folders)
     class_names = folders if names is None else tuple(names)
+    label_of = _labels_of_folders(published, rows["train"])
     for part in rows.values():
         _check_labels(part, class_names)
+        _check_same_classes(published, part, label_of, "restore the lists of one edition")
     return PublishedListing(
         published=published,
         root=data_dir,
@@ -176,12 +178,7 @@ def published_test_images(
     rows = read_labelled_list(test_list)
     _check_labels(rows, class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
-    for index, folder, label in _first_lines(published, rows):
-        if label_of.get(folder, label) != label:
-            raise DataError(
-                f"{rows.where(index)}: {rows.names[index]} has label {label}, but is the model's class "
-                f"{label_of[folder]}; the model was trained on other lists than {test_list.name}."
-            )
+    _check_same_classes(published, rows, label_of, "take the lists that the model was trained on")
     placed = _place(rows, published, data_dir, class_names)
     _check_files(placed)
     return FileImageSet(placed.paths, rows.labels, preprocessing)
@@ -242,6 +239,24 @@ def _check_class_folders(published: PublishedSet, train: LabelledList, folders: 
             raise DataError(f"{where}: label {label} is {folder} here but {folders[label]} before; {advice}.")
         if label_of[folder] != label:
             raise DataError(f"{where}: {folder} has label {label} here but {label_of[folder]} elsewhere; {advice}.")
+
+
+def _labels_of_folders(published: PublishedSet, train: LabelledList) -> dict[str, int]:
+    """The label of every folder that holds images of one class; with a classes.txt they need not."""
+    labels: dict[str, set[int]] = {}
+    for _, folder, label in _first_lines(published, train):
+        labels.setdefault(folder, set()).add(label)
+    return {folder: min(found) for folder, found in labels.items() if folder and len(found) == 1}
+
+
+def _check_same_classes(published: PublishedSet, rows: LabelledList, label_of: Mapping[str, int], advice: str) -> None:
+    """A list gives the folders of ``label_of`` the labels that they have there; other folders say nothing."""
+    for index, folder, label in _first_lines(published, rows):
+        if label_of.get(folder, label) != label:
+            raise DataError(
+                f"{rows.where(index)}: {rows.names[index]} has label {label}, but {folder} is class "
+                f"{label_of[folder]} of the training; {advice}."
+            )
 
 
 def _first_lines(published: PublishedSet, rows: LabelledList) -> Iterator[tuple[int, str, int]]:

@@ -64,14 +64,19 @@ def find_sections(pattern: str) -> tuple[Section, ...]:
     """The paper's experiments whose name or table matches, grouped by table; empty if none does.
 
     Args:
-        pattern: part of a name or of a table's title ("rho100", "table 3"), or a shell pattern for the whole name
-            ("cifar10-lt/*/cbn"); upper and lower case are alike.
+        pattern: whole parts of a name ("rho100", "cifar10-lt/rho10"), else a piece of a name; part of a table's title
+            ("table 3"); or a shell pattern for the whole name ("cifar10-lt/*/cbn"). Upper and lower case are alike.
     """
     wanted = pattern.lower()
+    # "rho10" is not "rho100", "cbn" not "cbn-sbn"; only what is no whole part of any name may be a piece of one.
+    names = [f"/{row.name}/" for section in SECTIONS for row in section.rows]
+    piece = f"/{wanted}/" if any(f"/{wanted}/" in name for name in names) else wanted
     found = []
     for section in SECTIONS:
         whole = wanted in section.title.lower()
-        rows = tuple(row for row in section.rows if whole or wanted in row.name or fnmatch.fnmatch(row.name, wanted))
+        rows = tuple(
+            row for row in section.rows if whole or piece in f"/{row.name}/" or fnmatch.fnmatch(row.name, wanted)
+        )
         if rows:
             found.append(replace(section, rows=rows))
     return tuple(found)

@@ -12,7 +12,7 @@ from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.training import settings
 from cbn_deploy.training.experiments import ALIASES, EXPERIMENTS, SECTIONS
 from cbn_deploy.training.published import PublishedResult, published_results
-from cbn_deploy.training.recipe import SHORT_KEYS, Recipe, as_typed
+from cbn_deploy.training.recipe import SHORT_KEYS, Recipe, as_typed, changes
 
 __all__ = ["Comparison", "compare"]
 
@@ -26,8 +26,13 @@ _OUR_CHOICES = (
     "norm.momentum",
     "norm.density_scale",
     "norm.initialization",
+    "norm.posterior_gradient",
+    "norm.class_grouping",
+    "norm.split_groups",
     "norm.split_affine",
     "norm.normalizer",
+    "decoupled.lr",
+    "decoupled.classification",
     "decoupled.classifier",
     "decoupled.sampling",
     "decoupled.class_weights",
@@ -99,12 +104,11 @@ def _data_name(recipe: Recipe) -> str:
 
 def _differences(ours: Recipe, theirs: Recipe) -> tuple[str, ...]:
     compared = (ours.experiment() | theirs.experiment()).keys()
-    phrases = []
-    for key, (mine, other) in settings.differences(ours.effective(), theirs.effective()).items():
-        alike = key == "init_from" and None not in (mine, other)
-        if key in compared and not alike:
-            phrases.append(f"{as_typed(key)} {_text(mine)} instead of {_text(other)}")
-    return tuple(phrases)
+    return tuple(
+        f"{as_typed(key)} {_text(mine)} instead of {_text(other)}"
+        for key, (mine, other) in changes(ours, theirs).items()
+        if key in compared
+    )
 
 
 def _other_images(recipe: Recipe, images: int) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ from torch import nn
 
 from cbn_deploy.atomic import check_writable
 from cbn_deploy.errors import DataError, OutputError, RecipeError
-from cbn_deploy.training import settings
-from cbn_deploy.training.recipe import Recipe
+from cbn_deploy.training.recipe import Recipe, changes
 from cbn_deploy.training.state import RunState, load_state
 
 __all__ = ["RunFolder", "check_same_run"]
@@ -101,7 +100,7 @@ def check_same_run(
         RecipeError: the recipe differs; the message names the settings.
         DataError: the data differ.
     """
-    differences = settings.differences(recipe.effective(), Recipe.from_dict(state.recipe).effective())
+    differences = changes(recipe, Recipe.from_dict(state.recipe))
     if differences:
         changed = ", ".join(f"{key}={theirs} (now {ours})" for key, (ours, theirs) in differences.items())
         raise RecipeError(

@@ -30,6 +30,7 @@ __all__ = [
     "ScheduleConfig",
     "apply_settings",
     "as_typed",
+    "changes",
     "setting_help",
     "unused_settings",
 ]
@@ -151,8 +152,10 @@ SHORT_KEYS: Mapping[str, str] = {
     "rho": "data.rho",
     "statistics": "norm.statistics",
 }
-# They change no result on purpose: another seed, another place on disk, another way to the same images.
-NEUTRAL_KEYS = ("name", "seed", "data.cache_mb", "data.lists", "schedule.evaluate_every")
+# They change nothing that is trained: another place on disk, another way to the same images, when to look at them.
+_BYSTANDERS = ("data.cache_mb", "data.lists", "schedule.evaluate_every")
+# They change no result on purpose.
+NEUTRAL_KEYS = ("name", "seed", *_BYSTANDERS)
 _DEFAULT_RHO: Mapping[str, float] = {"digits-lt": DIGITS_RHO, "cifar10-lt": CIFAR_RHO, "cifar100-lt": CIFAR_RHO}
 # What a recipe is: changing these would make it another recipe.
 _FIXED_KEYS = ("name", "data.source")
@@ -196,6 +199,17 @@ def apply_settings(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         if reason := reason_without_effect(changed, key):
             raise RecipeError(f"{key} has no effect here, {reason}; leave it out.")
     return changed
+
+
+def changes(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (ours, theirs), as they act, of the settings that make two runs different trainings.
+
+    Of ``init_from`` it counts whether there is one: the same weights may lie elsewhere.
+    """
+    found = settings.differences(ours.effective(), theirs.effective())
+    if None not in found.get("init_from", (None,)):
+        del found["init_from"]
+    return {key: values for key, values in found.items() if key not in _BYSTANDERS}
 
 
 def setting_help(recipe: Recipe) -> list[tuple[str, Any, str]]:

@@ -103,8 +103,8 @@ def test_windows_line_ends_a_byte_order_mark_and_empty_lines_do_no_harm(tmp_path
 
 
 BAD_LINES = [
-    ("only-a-path.jpg", "expected 'path label', got 'only-a-path.jpg'"),
-    ("train/a/0.jpg 0 1", "expected 'path label', got 'train/a/0.jpg 0 1'"),
+    ("only-a-path.jpg", "expected 'path label', with no space in the path, got 'only-a-path.jpg'"),
+    ("train/a/0.jpg 0 1", "expected 'path label', with no space in the path, got 'train/a/0.jpg 0 1'"),
     ("train/a/0.jpg,0", "expected 'path label'"),
     ("train/a/0.jpg cat", "the label 'cat' is not a whole number in 0 ... 99999"),
     ("train/a/0.jpg -1", "the label '-1' is not a whole number"),
@@ -164,6 +164,31 @@ def test_lists_that_do_not_belong_together(tmp_path: Path) -> None:
         load("imagenet-lt", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize(
+    ("source", "make_rows"), [("imagenet-lt", trees.imagenet_rows), ("places-lt", trees.places_rows)]
+)
+def test_lists_that_number_the_classes_differently(source: str, make_rows, split: str, tmp_path: Path) -> None:
+    rows = make_rows()
+    trees.write_images(tmp_path, rows)
+    swapped = [(path, {0: 1, 1: 0}.get(label, label)) for path, label in rows[split]]
+    trees.write_lists(tmp_path, source, {**rows, split: swapped})
+    with pytest.raises(DataError, match=rf"_{split}.txt, line 1: .* has label 1, but \S+ is class 0 of the training; "):
+        load(source, tmp_path)
+
+
+def test_folders_of_several_classes_say_nothing_of_a_label(tmp_path: Path) -> None:
+    """With a classes.txt the images may lie in one folder."""
+    rows = {
+        split: [(f"{split}/{label}-{Path(path).name}", label) for path, label in rows]
+        for split, rows in trees.imagenet_rows().items()
+    }
+    trees.write_images(tmp_path, rows)
+    trees.write_lists(tmp_path, "imagenet-lt", {**rows, "val": [(f"train/{n}.JPEG", n) for n in (2, 0)]})
+    (tmp_path / "classes.txt").write_text("tench\ngoldfish\nshark\n")
+    assert load("imagenet-lt", tmp_path).class_names == ("tench", "goldfish", "shark")
+
+
 def test_an_empty_file_and_a_folder_are_no_images(tmp_path: Path) -> None:
     rows = trees.imagenet_rows()
     trees.write_images(tmp_path, rows)
@@ -183,7 +208,7 @@ def test_evaluation_needs_the_test_list_alone(tmp_path: Path) -> None:
     images = load_test_images(tmp_path, trees.PLACES, SMALL)
     assert images.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert images.name(2) == str(tmp_path / "val_256/Places365_val_00010000.jpg")
-    with pytest.raises(DataError, match=r"line 1: .* has label 0, but is the model's class 2; "):
+    with pytest.raises(DataError, match=r"line 1: .* has label 0, but airfield is class 2 of the training; take the"):
         load_test_images(tmp_path, tuple(reversed(trees.PLACES)), SMALL)
     with pytest.raises(DataError, match=r"line 5: label 2 is none of the 2 known classes"):
         load_test_images(tmp_path, trees.PLACES[:2], SMALL)

@@ -146,6 +146,9 @@ def test_an_alias_is_the_same_experiment():
         ("bn-two-views", {"Controls"}, 6),
         ("resnet110", {"Figure 6"}, 2),
         ("places", {"Table 6", "Controls"}, 2),
+        ("rho10", {"Table 2", "Table 4", "Controls"}, 14),
+        ("cifar100-lt/rho10", {"Table 2", "Table 4", "Controls"}, 7),
+        ("cbn-dt", {"Table 3"}, 3),
         ("nothing", set(), 0),
     ],
 )

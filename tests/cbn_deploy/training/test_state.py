@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cbn_deploy.errors import CheckpointError, DataError, OutputError, RecipeError
-from cbn_deploy.training import RECIPES, apply_settings
+from cbn_deploy.training import RECIPES, apply_settings, get_recipe
 from cbn_deploy.training.folder import RunFolder, check_same_run
 from cbn_deploy.training.metrics_log import EpochMetrics, append_metrics, keep_epochs, read_metrics
 from cbn_deploy.training.state import capture_state, load_state, restore_state, save_state
@@ -148,6 +148,20 @@ def test_another_recipe_cannot_be_resumed():
         check_same_run(state, apply_settings(RECIPE, ["lr=0.3", "model=resnet32"]), ("a", "b"), (9, 2))
     assert "optimizer.lr=0.05 (now 0.3)" in str(caught.value)
     assert "model=resnet20 (now resnet32)" in str(caught.value)
+
+
+def test_what_trains_nothing_else_may_change_on_the_way():
+    places = apply_settings(RECIPES["image-folder"], ["init_from=/nfs/a.pth"])
+    state = dataclasses.replace(make_state(*make_run()), recipe=places.to_dict())
+    moved = apply_settings(RECIPES["image-folder"], ["init_from=b.pth", "data.cache_mb=0", "schedule.evaluate_every=5"])
+    check_same_run(state, moved, ("a", "b"), (9, 2))
+    with pytest.raises(RecipeError, match=r"init_from=/nfs/a.pth \(now None\)"):
+        check_same_run(state, RECIPES["image-folder"], ("a", "b"), (9, 2))
+    lists = apply_settings(get_recipe("imagenet-lt/baseline"), ["data.lists=/elsewhere"])
+    state = dataclasses.replace(state, recipe=lists.to_dict())
+    check_same_run(state, get_recipe("imagenet-lt/baseline"), ("a", "b"), (9, 2))
+    with pytest.raises(RecipeError, match="seed=0"):
+        check_same_run(state, apply_settings(get_recipe("imagenet-lt/baseline"), ["seed=1"]), ("a", "b"), (9, 2))
 
 
 @pytest.mark.parametrize(("names", "counts"), [(("a", "c"), (9, 2)), (("a", "b"), (9, 3))])
