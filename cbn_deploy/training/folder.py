@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +63,38 @@ class RunFolder:
         names = cls(path).report_json.name, cls(path).state.name
         return {cls(found.parent) for name in names for found in path.rglob(name)}
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block no other process trains into the folder.
+
+        It is made if need be, and goes again if it was and stays empty.
+
+        Raises:
+            OutputError: another process does, the path is a file, or the folder cannot be made.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; give a folder with --out.")
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"Cannot write to {self.path} ({error.strerror}); choose another --out.") from error
+        try:
+            _lock(folder, self.path)
+            yield
+        finally:
+            os.close(folder)
+            with contextlib.suppress(OSError):  # not empty, as it should be
+                for empty in made:
+                    empty.rmdir()
+
     def check_vacant(self) -> None:
         """Refuse to overwrite an earlier run.
 
         Raises:
-            OutputError: there is one with at least one epoch, or the path is a file.
+            OutputError: there is one with at least one epoch.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file; give a folder with --out.")
         if self.model.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0):
             raise OutputError(
                 f"{self.path} already holds a run; add --resume to go on with it, or choose another folder with --out."
@@ -89,6 +117,18 @@ class RunFolder:
         model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         # last.pt holds weights and momentum and is written beside its predecessor; model.pt holds the weights again.
         check_writable(self.path, needed_bytes=5 * model_bytes + _REPORT_BYTES)
+
+
+def _lock(folder: int, path: Path) -> None:
+    try:
+        # The kernel lets go of it when the process ends, however it ends.
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"Another process is training into {path}; wait for it to end, or choose another folder with --out."
+        ) from error
+    except OSError:
+        return  # some network file systems lock no folders; a training there is worth more than the lock
 
 
 def check_same_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -96,9 +97,23 @@ def train(
         device_views=device_views,
     )
     check_recordable(execution, recipe, ranks)
+    with contextlib.ExitStack() as held:
+        ranks.from_first(lambda: held.enter_context(folder.held()))
+        return _train(recipe, data_dir, folder, resume, execution, ranks, progress or Progress())
+
+
+def _train(
+    recipe: Recipe,
+    data_dir: Path | None,
+    folder: RunFolder,
+    resume: bool,
+    execution: Execution,
+    ranks: Ranks,
+    progress: Progress,
+) -> TrainingResult:
     state = ranks.from_first(lambda: _earlier_state(folder, resume))
     data = load_data(recipe.data, data_dir)
-    run = _Run(recipe, data, folder, execution, ranks, progress or Progress())
+    run = _Run(recipe, data, folder, execution, ranks, progress)
     if ranks.is_first:
         folder.check_space(run.model)
     if state is not None:

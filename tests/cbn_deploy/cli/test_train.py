@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from cbn_deploy.checkpoint import load_checkpoint
 from cbn_deploy.cli import train as command
+from cbn_deploy.training.folder import RunFolder
 from cbn_deploy.training.metrics_log import read_metrics
 from cbn_deploy.training.state import load_state
 from tests.tiny_runs import EPOCHS, SETTINGS, one_thread, write_photos
@@ -52,6 +54,16 @@ def test_a_second_run_into_the_folder_is_refused(cbn_train, photos, finished_run
     code, _, err = cbn_train("image-folder", "--data", photos, "--out", finished_run, *SET)
     assert code == 2
     assert "already holds a run" in err
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_folder_that_another_process_trains_into_is_refused(cbn_train, photos, finished_run, tmp_path, more):
+    if more:
+        shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
+    with RunFolder(tmp_path).held():
+        code, _, err = cbn_train("image-folder", "--data", photos, "--out", tmp_path, *SET, *more)
+    assert code == 2
+    assert "Another process is training into" in err
 
 
 def test_resuming_something_else_is_refused(cbn_train, photos, finished_run):

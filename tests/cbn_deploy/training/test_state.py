@@ -129,8 +129,27 @@ def test_a_folder_with_a_run_is_not_vacant(tmp_path):
 
 def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is a file"):
-        RunFolder(tmp_path / "file").check_vacant()
+    with pytest.raises(OutputError, match="is a file"), RunFolder(tmp_path / "file").held():
+        pass
+
+
+def test_one_process_at_a_time_trains_into_a_folder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "a")
+    with folder.held():
+        with pytest.raises(OutputError, match="Another process is training into"), folder.held():
+            pass
+        assert folder.path.is_dir(), "whoever holds it still needs it"
+        folder.metrics.touch()
+    with folder.held():
+        pass
+    assert folder.metrics.exists()
+
+
+def test_a_folder_that_stays_empty_goes_if_it_was_made_for_the_run(tmp_path):
+    for folder in (tmp_path / "new", tmp_path / "far" / "below", tmp_path):
+        with RunFolder(folder).held():
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_resume_is_one_sentence(tmp_path):
