@@ -112,8 +112,9 @@ def _test_folder(data_dir: Path) -> Path:
     test = find_split(data_dir, *TEST_NAMES)
     if test is None and (find_split(data_dir, "train") or find_list(data_dir, "train")):
         raise DataError(
-            f"{data_dir} has training images only; to evaluate on those that cbn-train held out of them, add "
-            "--recipe image-folder (and --set data.seed=N if the run had it)."
+            f"{data_dir} has training images only, and not as many of each class as the model was trained and tested "
+            "on; give a folder of test images (cbn-eval also takes --recipe image-folder, and --set data.seed=N if "
+            "the run had it)."
         )
     return test or data_dir
 

@@ -36,6 +36,7 @@ def find_test_set(description: ModelDescription, data: str) -> ImageSet:
 
     - ``"digits"``: the test images of digits-lt, as drawn with the model's ``data_seed`` (0 where it is not known);
     - a folder that :func:`cbn_deploy.data.load_cifar_lt` reads, for a model of 10 or 100 classes: that CIFAR test set;
+    - the images of the model's training, of which a part was held out: that part, if the model knows its ``data_seed``;
     - any other folder: see :func:`cbn_deploy.data.load_test_images`.
 
     Raises:
@@ -87,14 +88,28 @@ def find_training_set(description: ModelDescription, data: str) -> tuple[ImageSe
 
 
 def _known_data(description: ModelDescription, data: str) -> LongTailedData | None:
-    """The digits or CIFAR, if that is what lies at ``data``; ``None`` for a folder of other images."""
+    """The digits, CIFAR or what the model was trained on, if that lies at ``data``; ``None`` for other images."""
     if data == DIGITS:
         return _of_same_classes(load_digits_lt(seed=description.data_seed or 0), description.class_names)
     folder = Path(data)
     if not folder.exists():
         raise DataError(f"{folder} does not exist; give --data a folder of test images, or {DIGITS!r}.")
     kind = _cifar_kind(description, folder)
-    return None if kind is None else _of_same_classes(load_cifar_lt(kind, folder), description.class_names)
+    if kind is not None:
+        return _of_same_classes(load_cifar_lt(kind, folder), description.class_names)
+    return _as_held_out(description, folder)
+
+
+def _as_held_out(description: ModelDescription, folder: Path) -> LongTailedData | None:
+    """The images of ``folder`` split as in the model's training, if there are as many of each class as there were."""
+    if description.data_seed is None or not folder.is_dir() or _holds_test_set(folder):
+        return None
+    try:
+        split = load_image_folder(folder, description.preprocessing, seed=description.data_seed)
+    except DataError:
+        return None  # it may still be test images, which need not be of every class
+    same = (split.class_names, split.class_counts) == (description.class_names, description.class_counts)
+    return split if same else None
 
 
 def recipe_test_set(description: ModelDescription, recipe: Recipe, data: str | None) -> ImageSet:
@@ -132,10 +147,10 @@ def _check_not_trained_on(description: ModelDescription, images: ImageSet, data:
     """Folders of classes may be the very ones that the model was trained on, less what was held out of them."""
     counts = np.bincount(images.labels, minlength=len(description.class_names))
     if np.array_equal(counts - held_out_counts(counts), description.class_counts):
-        seed = " (and --set data.seed=N if the run had it)" if description.data_seed is None else ""
         raise DataError(
-            f"{data} has exactly as many images of each class as the model was trained and tested on; to evaluate on "
-            f"those that were held out, add --recipe image-folder{seed}. Other images go into a folder named test."
+            f"{data} has exactly as many images of each class as the model was trained and tested on, but the model "
+            "does not know which were held out; put other images into a folder named test, or have cbn-eval hold out "
+            "the same with --recipe image-folder (and --set data.seed=N if the run had it)."
         )
 
 

@@ -195,7 +195,7 @@ def test_a_link_to_nothing_is_called_one(folder: Path) -> None:
 
 def test_training_images_are_no_test_images(folder: Path) -> None:
     shutil.rmtree(folder / "test")
-    with pytest.raises(DataError, match=r"training images only; .* --recipe image-folder"):
+    with pytest.raises(DataError, match=r"training images only, .* --recipe image-folder"):
         load_test_images(folder, ("Class1", "class2", "class10"), SMALL)
 
 

@@ -152,6 +152,22 @@ def test_the_folder_that_was_trained_on_is_not_the_test_set(photos):
     assert len(find_test_set(PHOTOS, str(photos / "train"))) == 28
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_what_was_held_out_of_the_training_is_found_again(photos, tmp_path, seed):
+    """With a train folder around the classes or without one, for testing and for calibration."""
+    shutil.copytree(photos / "train", tmp_path / "train")
+    config = dataclasses.replace(FOLDER.data, seed=seed)
+    for folder in (tmp_path, tmp_path / "train"):
+        data = load_data(config, folder)
+        trained = dataclasses.replace(PHOTOS, class_counts=data.class_counts, data_seed=seed)
+        assert names(find_test_set(trained, str(folder))) == names(data.test)
+        assert names(find_training_set(trained, str(folder))[0]) == names(data.train)
+        assert doubt_about(trained, find_test_set(trained, str(folder)), str(folder)) is None
+    shutil.copy(tmp_path / "train" / "zero" / "0.png", tmp_path / "train" / "zero" / "added.png")
+    with pytest.raises(DataError, match="training images only, and not as many of each class as the model was trained"):
+        find_test_set(trained, str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
