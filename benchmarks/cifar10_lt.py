@@ -33,8 +33,9 @@ FIXED = (
     "views.cutout=0",
 )
 ONE_PATH = ("loss.paths=compound",)
+DUAL_PATH = ("loss.paths=compound+split",)
 # Batch norm as the compound path (one component), beside split batch norm with statistics of its own.
-SPLIT_ONLY = ("components=1", "norm.split_groups=4")
+SPLIT_ONLY = (*DUAL_PATH, "components=1", "norm.split_groups=4")
 NO_CONSISTENCY = ("loss.consistency_weight=0",)
 
 # The rows of the paper's Table 2, two controls that it lacks, and the paper's open choices.
@@ -45,11 +46,11 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "BN + SBN + DPL": SPLIT_ONLY,
     "CBN": ONE_PATH,
     "CBN, two views": ("loss.paths=two_views",),
-    "CBN + SBN": NO_CONSISTENCY,
-    "CBN + SBN + DPL": (),
-    "CBN + SBN, normaliser shared": (*NO_CONSISTENCY, "norm.normalizer=shared"),
+    "CBN + SBN": (*DUAL_PATH, *NO_CONSISTENCY),
+    "CBN + SBN + DPL": DUAL_PATH,
+    "CBN + SBN, normaliser shared": (*DUAL_PATH, *NO_CONSISTENCY, "norm.normalizer=shared"),
     **{f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()},
-    **{f"CBN + SBN + DPL, {name}": change for name, change in DUAL_CHOICES.items()},
+    **{f"CBN + SBN + DPL, {name}": (*DUAL_PATH, *change) for name, change in DUAL_CHOICES.items()},
 }
 
 

@@ -131,7 +131,9 @@ OPTIONS = {
 
 
 def _recipe(twin: bool) -> Recipe:
-    return apply_settings(get_recipe("cifar10-lt"), ["model=resnet32-bn"] if twin else ["model=resnet32"])
+    return apply_settings(
+        get_recipe("cifar10-lt/rho100/cbn-sbn-dpl"), ["model=resnet32-bn"] if twin else ["model=resnet32"]
+    )
 
 
 def _batch(size: int) -> TrainingBatch:

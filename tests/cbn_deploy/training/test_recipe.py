@@ -25,7 +25,7 @@ def test_cifar_is_the_papers_setting(name):
     assert (recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.05, 0.9, 5e-4)
     assert recipe.views.flip
     assert recipe.views.autoaugment
-    assert recipe.two_views
+    assert recipe.loss.paths == "compound"  # the paper's own rows have both
 
 
 def test_digits_are_never_mirrored():
