@@ -56,6 +56,13 @@ class ModelSource(BaseModel):
         return cls(name=name, path=Path(path))
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # as of a path that is too long
+        return False
+
+
 def _share_of_cpus(before: dict[str, Any]) -> int:
     """What each worker may use of the CPUs; ``before`` are the settings that come before."""
     workers: int = before.get("workers", 1)  # absent where it is impossible
@@ -152,6 +159,17 @@ class ServingSettings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two models are called {name!r}; write NAME=PATH to give each its own name")
+        return models
+
+    @field_validator("models")
+    @classmethod
+    def _are_no_folders(cls, models: tuple[ModelSource, ...]) -> tuple[ModelSource, ...]:
+        for model in models:
+            if _is_folder(model.path):
+                raise ValueError(
+                    f"{model.path} is a folder; name a model file in it, or serve every model in it with "
+                    f"--model-repository {model.path}"
+                )
         return models
 
     @field_validator("cors_origins", mode="before")
