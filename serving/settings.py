@@ -20,6 +20,7 @@ from cbn_deploy.errors import SettingsError
 from cbn_deploy.runtime.factory import RuntimeName, available_cpus
 from cbn_deploy.runtime.signature import MODEL_NAME
 from serving.config_file import read_config_file, suggest
+from serving.watched_file import fingerprint
 
 __all__ = ["ENV_PREFIX", "ModelSource", "ServingSettings", "load_settings", "unknown_variables"]
 
@@ -43,11 +44,13 @@ class ModelSource(BaseModel):
     def parse(cls, text: str) -> ModelSource:
         """``NAME=PATH``, or ``PATH`` alone, which is served under its file name without the suffix.
 
+        A path that is there may have a ``=`` itself, as folders named after settings do (``lr=0.1/model.onnx``).
+
         Raises:
             ValueError: the name has characters other than letters, digits, ``.``, ``_`` and ``-``.
         """
         name, separator, path = text.partition("=")
-        if not separator:
+        if not separator or fingerprint(Path(text)) is not None:
             name, path = Path(text).stem, text
         if not MODEL_NAME.fullmatch(name):
             raise ValueError(
