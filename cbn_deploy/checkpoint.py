@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ __all__ = [
 
 _FORMAT = "cbn-checkpoint"
 _VERSION = 1
+_FILE = "model.pt"
+_TORCHSCRIPT_MEMBER = "constants.pkl"
+# A ModelProto: ir_version, then the next field that has a value (producer, opsets, graph, ...).
+_ONNX_START = re.compile(rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42]")
+_START_BYTES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +89,17 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """Load a file of plain tensors and primitives; anything that would run code is refused.
 
     Raises:
-        CheckpointError: missing, truncated, not a torch file, or a pickle with code in it.
+        CheckpointError: missing, a folder, a model of another kind, truncated, not a torch file, or a pickle with code
+            in it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(_folder_sentence(path))
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give the path of a model.pt made by cbn-train.")
+    kind = _other_kind(path)
+    if kind:
+        raise CheckpointError(f"{path} is {kind} file, not a checkpoint; give the model.pt that cbn-train made.")
     damaged = f"{path} is truncated or not a torch file; copy it again or retrain."
     if not zipfile.is_zipfile(path):  # what torch.save writes; its index is at the end, so a cut file has none
         raise CheckpointError(damaged)
@@ -150,6 +162,29 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"The checkpoint's tensor {name} is not finite; the training run diverged.")
     return model.eval()
+
+
+def _folder_sentence(folder: Path) -> str:
+    checkpoint = folder / _FILE
+    if checkpoint.is_file():
+        return f"{folder} is a folder; give {checkpoint}."
+    return f"{folder} is a folder without a {_FILE}; give the path of a {_FILE} made by cbn-train."
+
+
+def _other_kind(path: Path) -> str:
+    """What else a file is that people have beside checkpoints, with its article; empty: nothing that we know.
+
+    TorchScript is told by the names in its archive alone: torch itself warns of it, and reads code for it.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() == ".onnx" or _ONNX_START.match(file.read(_START_BYTES)):
+                return "an ONNX"
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # damaged, or not ours to read: said later
+        return ""
+    return "a TorchScript" if any(name.partition("/")[2] == _TORCHSCRIPT_MEMBER for name in names) else ""
 
 
 def _check_samples(path: Path, checkpoint: Checkpoint) -> None:

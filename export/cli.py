@@ -109,7 +109,8 @@ def export_model(
             metavar="POINTS",
             min=0.0,
             max=100.0,
-            help="Balanced top-1 that a file of lower precision may lose.  [default: 0.5]",
+            help="Balanced top-1 that a file of lower precision may lose.",
+            show_default="0.5",
         ),
     ] = None,
     target: Annotated[Target, typer.Option(help="Kind of file to write.")] = Target.ONNX,
@@ -130,7 +131,7 @@ def export_model(
     repository_at: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            metavar="PATH", help="With --target triton: where Triton sees the model repository.  [default: /models]"
+            metavar="PATH", help="With --target triton: where Triton sees the model repository.", show_default="/models"
         ),
     ] = None,
     no_op_library: Annotated[
@@ -150,7 +151,8 @@ def export_model(
             metavar="TAU",
             min=0.0,
             max=0.999,
-            help="With --prune-components: how small a prior is tiny.  [default: 0.000101, training's floor]",
+            help="With --prune-components: how small a prior is tiny.",
+            show_default="0.000101, training's floor",
         ),
     ] = None,
     data: Annotated[

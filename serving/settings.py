@@ -20,6 +20,7 @@ from cbn_deploy.errors import SettingsError
 from cbn_deploy.runtime.factory import RuntimeName, available_cpus
 from cbn_deploy.runtime.signature import MODEL_NAME
 from serving.config_file import read_config_file, suggest
+from serving.watched_file import fingerprint
 
 __all__ = ["ENV_PREFIX", "ModelSource", "ServingSettings", "load_settings", "unknown_variables"]
 
@@ -43,17 +44,26 @@ class ModelSource(BaseModel):
     def parse(cls, text: str) -> ModelSource:
         """``NAME=PATH``, or ``PATH`` alone, which is served under its file name without the suffix.
 
+        A path that is there may have a ``=`` itself, as folders named after settings do (``lr=0.1/model.onnx``).
+
         Raises:
             ValueError: the name has characters other than letters, digits, ``.``, ``_`` and ``-``.
         """
         name, separator, path = text.partition("=")
-        if not separator:
+        if not separator or fingerprint(Path(text)) is not None:
             name, path = Path(text).stem, text
         if not MODEL_NAME.fullmatch(name):
             raise ValueError(
                 f"{name!r} is no model name (letters, digits, '.', '_', '-', at most 64); write NAME=PATH to choose one"
             )
         return cls(name=name, path=Path(path))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # as of a path that is too long
+        return False
 
 
 def _share_of_cpus(before: dict[str, Any]) -> int:
@@ -152,6 +162,17 @@ class ServingSettings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two models are called {name!r}; write NAME=PATH to give each its own name")
+        return models
+
+    @field_validator("models")
+    @classmethod
+    def _are_no_folders(cls, models: tuple[ModelSource, ...]) -> tuple[ModelSource, ...]:
+        for model in models:
+            if _is_folder(model.path):
+                raise ValueError(
+                    f"{model.path} is a folder; name a model file in it, or serve every model in it with "
+                    f"--model-repository {model.path}"
+                )
         return models
 
     @field_validator("cors_origins", mode="before")

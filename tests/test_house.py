@@ -1,19 +1,32 @@
-"""The house rules that a machine can check: arrows between packages, imports without torch, the tolerance table."""
+"""The house rules that a machine can check: arrows between packages, imports without torch, tolerances, help texts."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.reference.tolerances import TOLERANCES
 
 ROOT = Path(__file__).parents[1]
 
 BLOCKED = ("torch", "onnx", "onnxscript", "onnx_ir", "sklearn", "matplotlib", "torchmetrics", "tensorboard", "openvino")
+
+
+# Of each command the defaults that are not those of its parameters, which Typer shows by itself.
+TOLD_DEFAULTS = {
+    "cbn_deploy.cli.train": {"out": "runs/RECIPE", "threads": "torch's choice"},
+    "cbn_deploy.cli.evaluate": {"threads": "all"},
+    "cbn_deploy.cli.predict": {},
+    "export.cli": {"max-drop": "0.5", "repository-at": "/models", "prune-threshold": "0.000101, training's floor"},
+    "export.bench.cli": {"runtimes": "all", "threads": "all CPUs"},
+    "serving.cli": {},
+}
 
 
 def test_the_arrows_between_packages_hold() -> None:
@@ -36,6 +49,16 @@ def test_imports_without_torch(module: str) -> None:
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", TOLD_DEFAULTS)
+def test_help_shows_the_defaults(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes square brackets in a help text for markup and leaves them out."""
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(importlib.import_module(module).app, ["--help"])
+    assert result.exit_code == 0, result.output
+    for option, default in TOLD_DEFAULTS[module].items():
+        assert re.search(rf"--{option} .*\[default: \({re.escape(default)}\)\]", result.output), result.output
 
 
 def test_every_tolerance_has_a_reason() -> None:

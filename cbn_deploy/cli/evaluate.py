@@ -75,7 +75,7 @@ def evaluate(
     ] = None,
     runtime: Annotated[str, typer.Option(help=RUNTIME_HELP)] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a run.")] = 256,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all")] = None,
     recipe: Annotated[str | None, typer.Option(help="Split the data as this recipe does.")] = None,
     settings: Annotated[
         list[str] | None,

@@ -67,7 +67,9 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the images (the CIFAR files, or train/CLASS/* and test/CLASS/*)."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the results. [runs/RECIPE]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the results.", show_default="runs/RECIPE")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; --list shows the keys.")
     ] = None,
@@ -90,7 +92,7 @@ def train(
         typer.Option(metavar="FILE", help="With --compare: draw curves and gains by class, a .png, .svg or .pdf."),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 uses this one.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")] = None,
     device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu or cuda.")] = "auto",
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Convolutions see (B, H, W, C) in memory.")

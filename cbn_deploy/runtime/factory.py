@@ -78,6 +78,10 @@ def _by_suffix(path: Path) -> RuntimeName:
     try:
         return _SUFFIXES[path.suffix.lower()]
     except KeyError:
+        if path.is_dir():
+            raise ModelFileError(
+                f"{path} is a folder; give the path of the .onnx, .pt or .engine file in it."
+            ) from None
         raise ModelFileError(
             f"{path} is neither a .onnx nor a .pt nor a .engine file; name the runtime that should read it."
         ) from None

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from cbn_deploy.runtime.description import ENERGY_LEVELS, ModelDescription
 
-__all__ = ["ALL_GROUPS", "MAX_REJECTED", "Threshold", "energies", "energy_quantiles", "energy_threshold"]
+__all__ = ["ALL_GROUPS", "MAX_REJECTED", "MIN_IMAGES", "Threshold", "energies", "energy_quantiles", "energy_threshold"]
 
 ALL_GROUPS = "all"
 # Fewer say nothing about one image in twenty.
-_MIN_IMAGES = 20
+MIN_IMAGES = 20
 # Below the median "unfamiliar" loses its meaning.
 MAX_REJECTED = 0.5
 
@@ -43,7 +43,7 @@ def energies(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def energy_quantiles(logits: NDArray[np.floating[Any]], shot_groups: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """``energy_quantiles`` of a :class:`ModelDescription`, from known images' logits (n, K) and the classes' groups.
 
-    Empty if there are fewer than 20 images; without a group that fewer than 20 images look like.
+    Empty if there are fewer than ``MIN_IMAGES`` images; without a group that fewer than so many images look like.
     """
     energy = energies(logits)
     predicted = np.asarray(shot_groups)[logits.argmax(axis=-1)]
@@ -51,7 +51,7 @@ def energy_quantiles(logits: NDArray[np.floating[Any]], shot_groups: Sequence[st
     return {
         group: tuple(np.quantile(values, ENERGY_LEVELS).tolist())
         for group, values in members.items()
-        if len(values) >= _MIN_IMAGES
+        if len(values) >= MIN_IMAGES
     }
 
 

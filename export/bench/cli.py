@@ -51,12 +51,12 @@ def bench(
     ] = None,
     runtimes: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="LIST", help="Names separated by commas; --list shows them.  [default: all]"),
+        typer.Option(metavar="LIST", help="Names separated by commas; --list shows them.", show_default="all"),
     ] = None,
     batch_sizes: Annotated[str, typer.Option(metavar="LIST", help="Images in a call, separated by commas.")] = "1,8,32",
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(metavar="N", help="Threads, the same for every runtime.  [default: all CPUs]"),
+        typer.Option(metavar="N", help="Threads, the same for every runtime.", show_default="all CPUs"),
     ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds for each batch size.")] = 30,
     json: Annotated[

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cbn_deploy.runtime.familiarity import ALL_GROUPS, MAX_REJECTED
+from cbn_deploy.runtime.familiarity import ALL_GROUPS, MAX_REJECTED, MIN_IMAGES
 from cbn_deploy.runtime.ranking import parse_prior
 from serving.api.schemas import AppliedPrior, ClassifyQuery
 from serving.errors import ApiError
@@ -94,5 +94,9 @@ def _rejected_share(text: str | None, model: ServedModel) -> float | None:
     if not 0 < share <= MAX_REJECTED:
         raise ApiError(422, f"reject must be true, false or a share above 0 and at most {MAX_REJECTED}.")
     if ALL_GROUPS not in model.description.energy_quantiles:
-        raise ApiError(422, f"reject: {model.name} does not know the energies of known images; export it again.")
+        raise ApiError(
+            422,
+            f"reject: {model.name} does not know the energies of known images; export it with --data DIR and at least "
+            f"{MIN_IMAGES} test images in it.",
+        )
     return share

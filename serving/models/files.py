@@ -17,10 +17,10 @@ from cbn_deploy.runtime.signature import MODEL_NAME
 from serving.settings import ModelSource
 from serving.watched_file import Fingerprint, fingerprint
 
-__all__ = ["ModelFile", "find_files"]
+__all__ = ["FIRST_VERSION", "MODEL_FILE", "ModelFile", "find_files", "find_in_repository"]
 
 FIRST_VERSION = 1
-_FILE = "model.onnx"
+MODEL_FILE = "model.onnx"
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -54,7 +54,7 @@ def find_files(sources: tuple[ModelSource, ...], repository: Path | None) -> dic
     named = {source.name for source in sources}
     paths = [(source.name, FIRST_VERSION, source.path) for source in sources]
     if repository is not None:
-        paths += [found for found in _in_repository(repository) if found[0] not in named]
+        paths += [found for found in find_in_repository(repository) if found[0] not in named]
     files: dict[tuple[str, int], ModelFile] = {}
     for name, version, path in paths:
         found = _fingerprint(path)
@@ -72,11 +72,16 @@ def _fingerprint(path: Path) -> Fingerprint | None:
     return *found, *(fingerprint(description_path(path)) or ())
 
 
-def _in_repository(repository: Path) -> Iterator[tuple[str, int, Path]]:
+def find_in_repository(repository: Path) -> Iterator[tuple[str, int, Path]]:
+    """Name, version and path wherever the layout has a model file; whether there is one is not looked at.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     entries = sorted(repository.iterdir())
     for folder in entries:
         if MODEL_NAME.fullmatch(folder.name) and folder.is_dir():
-            yield from ((folder.name, int(path.name), path / _FILE) for path in _versions(folder))
+            yield from ((folder.name, int(path.name), path / MODEL_FILE) for path in _versions(folder))
     for path in entries:
         if path.suffix == ".onnx" and MODEL_NAME.fullmatch(path.stem) and not path.is_dir():
             yield path.stem, FIRST_VERSION, path

@@ -26,6 +26,7 @@ from serving.errors import ApiError
 from serving.inference import InferencePool
 from serving.models.files import ModelFile, find_files
 from serving.models.loading import OnBatch, load_model
+from serving.models.misplaced import MisplacedFiles
 from serving.models.served import ServedModel
 from serving.models.state import ModelState, Slot
 from serving.settings import ServingSettings
@@ -69,6 +70,7 @@ class ModelRegistry:
         self._loads: Counter[tuple[str, str]] = Counter()
         self._slots: Mapping[Key, Slot] = MappingProxyType({})
         self._seen: Mapping[Key, Fingerprint] = {}
+        self._misplaced = MisplacedFiles(settings.models, settings.model_repository)
         self._unloaded = unloaded
         self._closed = False
         self._load_all()
@@ -158,6 +160,7 @@ class ModelRegistry:
         """
         with self._loading:
             files = self._find()
+            self._misplaced.warn()
             settled = {key: file for key, file in files.items() if self._seen.get(key) == file.fingerprint}
             self._seen = {key: file.fingerprint for key, file in files.items()}
             for name in dict.fromkeys(name for name, _ in (*self._slots, *files)):
@@ -173,7 +176,8 @@ class ModelRegistry:
     def _load_all(self) -> None:
         """What is there at the start is loaded without waiting for it to settle."""
         try:
-            files = find_files(self._settings.models, self._settings.model_repository)
+            files = self._find()
+            self._misplaced.warn()
         except OSError as error:
             raise SettingsError(
                 f"The folder of models {self._settings.model_repository} cannot be read "

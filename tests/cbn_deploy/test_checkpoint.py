@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import resource
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from cbn_deploy.checkpoint import file_sha256, load_checkpoint, load_model, save_checkpoint
 from cbn_deploy.errors import CheckpointError, OutputError
+from tests.onnx_models import colour_model
 
 
 def test_round_trip_gives_the_same_model(checkpoint_path: Path, tmp_path: Path) -> None:
@@ -62,9 +64,31 @@ def test_truncated_files(checkpoint_path: Path, tmp_path: Path, keep: float) -> 
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.pt", tmp_path):
-        with pytest.raises(CheckpointError, match="does not exist"):
-            load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint(tmp_path / "absent.pt")
+    with pytest.raises(CheckpointError, match=r"is a folder without a model\.pt"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(CheckpointError, match=f"is a folder; give {tmp_path}/model.pt"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["photos.onnx", "renamed.pt"])
+def test_an_onnx_file_is_none(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(colour_model().SerializeToString())
+    with pytest.raises(CheckpointError, match=r"is an ONNX file, not a checkpoint; give the model\.pt"):
+        load_checkpoint(path)
+
+
+def test_a_torchscript_file_is_none_and_torch_is_not_asked(tmp_path: Path) -> None:
+    """Warnings are errors in these tests, and torch warns of such a file."""
+    path = tmp_path / "scripted.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in ("data.pkl", "code/__torch__.py", "constants.pkl", "version"):
+            archive.writestr(f"scripted/{member}", b"3")
+    with pytest.raises(CheckpointError, match=r"is a TorchScript file, not a checkpoint; give the model\.pt"):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     ("arguments", "sentence"),
     [
         (["missing.pt"], "does not exist"),
-        (["{tmp}"], "does not exist"),
+        (["{tmp}"], "is a folder"),
         (["{tmp}/text.pt"], "text.pt"),
         (["{checkpoint}", "-o", "{tmp}"], "is a folder"),
         (["{checkpoint}", "-o", "{tmp}/text.pt/model.onnx"], "Cannot write"),

@@ -182,6 +182,12 @@ def test_bad_parameters(server: Server, query: str) -> None:
     assert_problem(server.client.post(f"/v1/classify?{query}", files={"image": RED}), 422)
 
 
+def test_what_makes_a_model_reject(server: Server) -> None:
+    """Exporting it in the same way once more would not."""
+    detail = assert_problem(server.client.post("/v1/classify?reject=0.1", files={"image": RED}), 422)
+    assert "with --data DIR and at least 20 test images" in detail
+
+
 def test_an_unknown_model(server: Server) -> None:
     assert "'cats'" in assert_problem(server.client.post("/v1/classify?model=cats", files={"image": RED}), 404)
     assert_problem(server.client.post("/v1/classify?model=" + "x" * 5000, files={"image": RED}), 404)

@@ -55,6 +55,23 @@ def test_impossible_settings_are_named(arguments: dict[str, object], named: str)
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_there_may_have_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("lr=0.1") / "model.onnx"
+    assert load_settings(models=[str(file)]).models[0].name == "lr"
+    file.parent.mkdir()
+    file.touch()
+    for text, name in ((str(file), "model"), (f"low={file}", "low")):
+        assert [(m.name, m.path) for m in load_settings(models=[text]).models] == [(name, file)]
+
+
+def test_a_folder_is_offered_as_one_of_models(tmp_path: Path) -> None:
+    for text in (str(tmp_path), f"a={tmp_path}"):
+        with pytest.raises(SettingsError, match=f"is a folder; .*--model-repository {tmp_path}"):
+            load_settings(models=[text])
+    assert load_settings(models=["a=" + "long" * 2000]).models[0].name == "a"
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path

@@ -25,6 +25,11 @@ def test_auto_refuses_other_suffixes(tmp_path: Path) -> None:
         open_session(tmp_path / "model.tflite")
 
 
+def test_auto_says_that_a_folder_is_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="is a folder; give the path"):
+        open_session(tmp_path)
+
+
 def test_wrong_arguments_are_the_callers_fault(colour_path: Path) -> None:
     with pytest.raises(ValueError, match="runtime must be one of"):
         open_session(colour_path, "tensorflow")  # type: ignore[arg-type]
