@@ -135,6 +135,16 @@ def test_classes_without_a_train_folder_around_them(folder: Path) -> None:
         load_image_folder(folder / "outer", SMALL)
 
 
+def test_classes_without_a_train_folder_may_hold_their_images_at_any_depth(folder: Path) -> None:
+    flat = folder / "flat"
+    for label in ("ant", "bee"):
+        for number in range(2):
+            write_image(flat / label / "deep" / "deeper" / f"{number}.png", number)
+        (flat / label / "deep" / "up").symlink_to("../..")
+    data = load_image_folder(flat, SMALL)
+    assert (data.class_names, len(data.train) + len(data.test)) == (("ant", "bee"), 4)
+
+
 @pytest.mark.parametrize("run", ["runs/image-folder", "runs", "runs/photos/bn-0"])
 def test_results_among_the_classes_are_no_class(folder: Path, run: str) -> None:
     flat = folder / "train"
