@@ -30,12 +30,14 @@ class ClassFolders:
         files: the images, class by class.
         ignored: files that are no images by their name.
         runs: folders that are no classes, because results of cbn-train lie in them.
+        hidden: folders with images that are no classes, because their names begin with a dot.
     """
 
     names: tuple[str, ...]
     files: tuple[LabelledFile, ...]
     ignored: tuple[Path, ...]
     runs: tuple[Path, ...]
+    hidden: tuple[Path, ...]
 
 
 def list_image_folder(data_dir: Path) -> Listing:
@@ -64,6 +66,7 @@ def list_image_folder(data_dir: Path) -> Listing:
         test=None if test is None else tuple(LabelledFile(f.path, spell(f.label)) for f in splits[1].files),
         ignored=tuple(path for split in splits for path in split.ignored),
         runs=tuple(path for split in splits for path in split.runs),
+        hidden=tuple(path for split in splits for path in split.hidden),
         test_source=None if test is None else test.name,
     )
 
@@ -99,6 +102,14 @@ def _holds_image(folder: Path) -> bool:
     return any(_is_image(path) for path in _visible_files(folder))
 
 
+def _may_hold_image(folder: Path) -> bool:
+    # A system's own folders, such as .Trashes, cannot be read by everyone, which is no reason to refuse the classes.
+    try:
+        return _holds_image(folder)
+    except OSError:
+        return False
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
@@ -106,14 +117,15 @@ def _is_image(path: Path) -> bool:
 def list_class_folders(split: Path) -> ClassFolders:
     """The classes in ``split`` and their files at any depth.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over; of those among the classes the ones with images are named.
 
     Raises:
         DataError: ``split`` has no class folder, one whose name is not UTF-8, or cannot be read.
     """
     try:
-        folders = natural_sorted(e.name for e in split.iterdir() if e.is_dir() and not e.name.startswith("."))
-        contents = {name: sorted(_visible_files(split / name)) for name in folders}
+        folders = natural_sorted(entry.name for entry in split.iterdir() if entry.is_dir())
+        visible = [name for name in folders if not name.startswith(".")]
+        contents = {name: sorted(_visible_files(split / name)) for name in visible}
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or split}: {error.strerror or error}.") from error
     runs = [name for name, paths in contents.items() if any(path.name in _RUN_FILES for path in paths)]
@@ -127,6 +139,7 @@ def list_class_folders(split: Path) -> ClassFolders:
         files=tuple(LabelledFile(path, name) for name, paths in classes.items() for path in paths if _is_image(path)),
         ignored=tuple(path for paths in classes.values() for path in paths if not _is_image(path)),
         runs=tuple(split / name for name in runs),
+        hidden=tuple(split / name for name in folders if name.startswith(".") and _may_hold_image(split / name)),
     )
 
 
