@@ -50,7 +50,7 @@ def list_image_lists(
     both = [*train, *(test or [])]
     as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
     if as_indices:
-        names = names or [str(index) for index in range(_class_count(train_list, both))]
+        names = names or _numbered(train_list, [int(label) for _, label in both])
     elif names is None:
         names = natural_sorted({label for _, label in both})
 
@@ -129,11 +129,17 @@ def _is_index(label: str) -> bool:
     return label.isascii() and label.isdigit()
 
 
-def _class_count(source: Path, rows: list[tuple[Path, str]]) -> int:
-    highest = max(int(label) for _, label in rows)
+def _numbered(source: Path, labels: list[int]) -> list[str]:
+    """Names for classes that have numbers only."""
+    highest = max(labels)
     if highest >= MAX_CLASSES:
         raise DataError(f"{source}: label {highest} is too large; labels are class names or 0-based indices.")
-    return highest + 1
+    if 0 not in labels:
+        raise DataError(
+            f"{source}: the labels go from {min(labels)} to {highest}, but numbers count the classes from 0; number "
+            "them from 0, or write each into classes.txt beside the list, one a line, and they are taken as names."
+        )
+    return [str(index) for index in range(highest + 1)]
 
 
 def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> str:
@@ -141,4 +147,7 @@ def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> s
         return names[int(label)]
     if not as_index and label in names:
         return label
-    raise DataError(f"{source}: label {label!r} is none of the {len(names)} known classes; correct it or classes.txt.")
+    counted = ", which numbers count from 0" if as_index else ""
+    raise DataError(
+        f"{source}: label {label!r} is none of the {len(names)} known classes{counted}; correct it or classes.txt."
+    )

@@ -342,6 +342,23 @@ def test_label_unknown_to_classes_txt(tmp_path: Path) -> None:
         load_image_folder(tmp_path, SMALL)
 
 
+def test_numbers_count_the_classes_from_0(folder: Path) -> None:
+    (folder / "train.txt").write_text("train/Class1/0.png 1\ntrain/class2/0.png 2\n")
+    for refuses in (list_images, lambda data: check_data(DataConfig(source="image-folder"), data)):
+        with pytest.raises(DataError, match="labels go from 1 to 2, but numbers count the classes from 0; number"):
+            refuses(folder)
+    (folder / "classes.txt").write_text("Class1\nclass2\n")
+    with pytest.raises(DataError, match="label '2' is none of the 2 known classes, which numbers count from 0"):
+        list_images(folder)
+    (folder / "classes.txt").write_text("1\n2\n")
+    assert list_images(folder).class_names == ("1", "2")
+
+
+def test_a_test_list_need_not_have_the_first_class(folder: Path) -> None:
+    (folder / "test.txt").write_text("test/class2/t.JPG 1\n")
+    assert load_test_images(folder, ("Class1", "class2"), SMALL).labels.tolist() == [1]
+
+
 def test_bad_folders(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="is not a folder"):
         load_image_folder(tmp_path / "nowhere", SMALL)
