@@ -2,7 +2,8 @@
 
 A label is a class name or a 0-based index. If every label is a number they are indices, and a ``classes.txt`` beside
 the list (one name a line) names them; otherwise labels are names, in natural order unless ``classes.txt`` orders them.
-Paths are relative to the folder of the (training) list, which they must not leave. A CSV may begin with a heading.
+Paths are relative to the folder of the (training) list, which they must not leave. A CSV may begin with a heading; if
+it names one column of paths and one of labels in usual words, those are read, in any order and among others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
 __all__ = ["find_list", "list_image_lists", "read_class_names"]
+
+# What people and programs call the columns, but for case, spaces and underscores.
+_PATH_WORDS = frozenset({"path", "image", "file", "filename", "filepath", "imagepath", "imagefile", "imagename"})
+_LABEL_WORDS = frozenset({"label", "class", "classname", "category", "target"})
+_POSITIONS = (["path", "label"], 0, 1)
 
 
 def find_list(data_dir: Path, *names: str) -> Path | None:
@@ -86,14 +92,19 @@ def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
 
 def _csv_rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, str, str]]:
     reader = csv.reader(text.splitlines())
+    heading, name, label = _POSITIONS
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if not any(cells) or (reader.line_num == 1 and _is_heading(cells[0], root)):
+            if not any(cells):
                 continue
-            if len(cells) != 2 or not all(cells):
-                raise DataError(f"{path}, line {reader.line_num}: expected 'path,label', got {','.join(row)!r}.")
-            yield reader.line_num, cells[0], cells[1]
+            if reader.line_num == 1 and _is_heading(cells[0], root):
+                heading, name, label = _columns(cells)
+                continue
+            if len(cells) != len(heading) or not (cells[name] and cells[label]):
+                expected, got = ",".join(heading), ",".join(row)
+                raise DataError(f"{path}, line {reader.line_num}: expected {expected!r}, got {got!r}.")
+            yield reader.line_num, cells[name], cells[label]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
 
@@ -102,6 +113,13 @@ def _is_heading(cell: str, root: Path) -> bool:
     """Whether the first cell of a CSV names a column, as people and programs call it, and no image."""
     # Path.is_file() would raise for a name that is too long for the file system.
     return PurePath(cell).suffix.lower() not in IMAGE_SUFFIXES and not os.path.isfile(root / cell)  # noqa: PTH113
+
+
+def _columns(heading: list[str]) -> tuple[list[str], int, int]:
+    """The columns there are, and the places of paths and labels: by their names, or else a path and a label."""
+    words = ["".join(filter(str.isalnum, cell.casefold())) for cell in heading]
+    names, labels = ([i for i, word in enumerate(words) if word in known] for known in (_PATH_WORDS, _LABEL_WORDS))
+    return (heading, names[0], labels[0]) if len(names) == len(labels) == 1 else _POSITIONS
 
 
 def _inside(root: Path, name: str, source: Path, number: int) -> Path:

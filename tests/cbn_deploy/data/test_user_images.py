@@ -293,6 +293,37 @@ def test_the_heading_of_a_csv_is_no_image(folder: Path, heading: str) -> None:
     assert [file.label for file in list_images(folder).train] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("heading", "row"),
+    [
+        ("label,path", "{label},{path}"),
+        ("class,filename", "{label},{path}"),
+        ("Class Name,Image_Path", "{label},{path}"),
+        (",target,image,width", "0,{label},{path},"),  # as a table with row numbers is written
+        ("split,content", "{path},{label}"),  # unusual words: a path and a label
+        ("path,label,class", None),
+        ("label,image,file", None),
+    ],
+)
+def test_the_heading_of_a_csv_may_name_the_columns(folder: Path, heading: str, row: str | None) -> None:
+    images = {"a": "train/Class1/0.png", "b": "train/class2/0.png"}
+    lines = [(row or "{path},{label},x").format(label=label, path=path) for label, path in images.items()]
+    (folder / "train.csv").write_text("\n".join([heading, *lines]))
+    if row is None:
+        with pytest.raises(DataError, match=r"line 2: expected 'path,label', got 'train/Class1/0.png,a,x'"):
+            list_images(folder)
+    else:
+        read = {file.label: file.path.relative_to(folder).as_posix() for file in list_images(folder).train}
+        assert read == images
+
+
+def test_a_row_must_fit_the_heading(folder: Path) -> None:
+    for row in ("a", "a,", ",x.png", "a,x.png,"):
+        (folder / "train.csv").write_text(f"label,path\n{row}\n")
+        with pytest.raises(DataError, match="line 2: expected 'label,path', got"):
+            list_images(folder)
+
+
 def test_the_first_line_of_a_csv_may_be_an_image(folder: Path) -> None:
     shutil.copy(folder / "train" / "Class1" / "0.png", folder / "image")
     for first in ("image", "train/Class1/0.png"):
