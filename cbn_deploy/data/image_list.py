@@ -124,9 +124,19 @@ def _columns(heading: list[str]) -> tuple[list[str], int, int]:
 
 def _inside(root: Path, name: str, source: Path, number: int) -> Path:
     """``root / name``, refused if it leaves the root; links inside the root are the user's own business."""
+    if "\\" in name:
+        name = _portable(root, name)
     if leaves_root(name):
         raise DataError(f"{source}, line {number}: {name!r} lies outside {root}; paths must be relative to it.")
     return root / os.path.normpath(name)
+
+
+def _portable(root: Path, name: str) -> str:
+    """A path as Windows writes it, with ``/``, if a file is there; elsewhere a backslash may be part of a name."""
+    slashed = name.replace("\\", "/")
+    # Path.is_file() would raise for a name that is too long for the file system.
+    is_file = not leaves_root(slashed) and os.path.isfile(root / slashed)  # noqa: PTH113
+    return slashed if is_file and not os.path.isfile(root / name) else name  # noqa: PTH113
 
 
 def read_class_names(path: Path) -> list[str] | None:

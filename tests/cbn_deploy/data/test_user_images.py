@@ -293,6 +293,23 @@ def test_the_heading_of_a_csv_is_no_image(folder: Path, heading: str) -> None:
     assert [file.label for file in list_images(folder).train] == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["train.txt", "train.csv"])
+def test_paths_as_windows_writes_them(folder: Path, name: str) -> None:
+    write_image(folder / "train" / "Class1" / "a\\b.png", 1)  # a backslash in a name, where systems allow it
+    write_image(folder / "train" / "Class1" / "a" / "b.png", 2)
+    separator = "," if name.endswith("csv") else " "
+    paths = ["train\\Class1\\0.png", ".\\train\\class2\\0.png", "train/Class1/a\\b.png", "train\\nowhere.png"]
+    (folder / name).write_text("\n".join(f"{path}{separator}{path[-5]}" for path in paths))
+    read = [file.path.relative_to(folder).as_posix() for file in list_images(folder).train]
+    assert read == ["train/Class1/0.png", "train/class2/0.png", "train/Class1/a\\b.png", "train\\nowhere.png"]
+    absolute = str(folder / "train" / "Class1" / "0.png").replace("/", "\\")
+    (folder / name).write_text(f"{absolute}{separator}a\n")
+    assert [file.path.parent for file in list_images(folder).train] == [folder]
+    (folder / name).write_text(f"..\\secret.png{separator}a\n")
+    with pytest.raises(DataError, match="lies outside"):
+        list_images(folder)
+
+
 @pytest.mark.parametrize(
     ("heading", "row"),
     [
