@@ -86,7 +86,10 @@ def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
             continue
         parts = line.strip().rsplit(maxsplit=1)
         if len(parts) != 2:
-            raise DataError(f"{path}, line {number}: expected 'path label', got {line.strip()!r}.")
+            raise DataError(
+                f"{path}, line {number}: expected 'path label', got {line.strip()!r}; put a space or a tab between the "
+                "two, or call a list with commas .csv."
+            )
         yield number, parts[0], parts[1]
 
 
@@ -103,10 +106,21 @@ def _csv_rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, str, str
                 continue
             if len(cells) != len(heading) or not (cells[name] and cells[label]):
                 expected, got = ",".join(heading), ",".join(row)
-                raise DataError(f"{path}, line {reader.line_num}: expected {expected!r}, got {got!r}.")
+                advice = _advice(got, cells, heading)
+                raise DataError(f"{path}, line {reader.line_num}: expected {expected!r}, got {got!r}; {advice}.")
             yield reader.line_num, cells[name], cells[label]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _advice(row: str, cells: list[str], heading: list[str]) -> str:
+    """What to do about a row that does not fit the heading."""
+    for separator, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(cells) < len(heading) and separator in row:
+            return f"columns are separated by commas, not {called}"
+    if len(cells) > len(heading):
+        return "leave these columns only, name all in a heading (one path, one label), or quote a path with commas"
+    return "columns are separated by commas, and path and label must not be empty"
 
 
 def _is_heading(cell: str, root: Path) -> bool:
