@@ -67,6 +67,7 @@ class DataReport:
         kinds: (file format and colour mode, images), most frequent first.
         ignored: files in the folders that are no images by their name.
         runs: folders beside the classes that hold results of cbn-train.
+        hidden: folders beside the classes that hold images but are hidden by their names.
     """
 
     name: str
@@ -83,6 +84,7 @@ class DataReport:
     kinds: tuple[tuple[str, int], ...]
     ignored: tuple[str, ...]
     runs: tuple[str, ...]
+    hidden: tuple[str, ...]
 
     @property
     def rho(self) -> float | None:
@@ -117,6 +119,12 @@ class DataReport:
             ),
             sentence_about(
                 list(self.runs), "folder holds", "folders hold", "results of cbn-train and nothing to train on."
+            ),
+            sentence_about(
+                list(self.hidden),
+                "folder with images is",
+                "folders with images are",
+                "left out for the dot that the name begins with; rename what is a class.",
             ),
         )
         return tuple(sentence for sentence in sentences if sentence)

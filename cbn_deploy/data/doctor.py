@@ -166,4 +166,5 @@ def _report(name: str, listing: Listing, samples: Sequence[_Sample], findings: _
         kinds=tuple(findings.kinds.most_common()),
         ignored=tuple(_short(path, listing.root) for path in listing.ignored),
         runs=tuple(_short(path, listing.root) for path in listing.runs),
+        hidden=tuple(_short(path, listing.root) for path in listing.hidden),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from cbn_deploy.data.listing import LabelledFile, Listing, check_utf8, natural_sorted, spelling
@@ -28,18 +30,21 @@ class ClassFolders:
         files: the images, class by class.
         ignored: files that are no images by their name.
         runs: folders that are no classes, because results of cbn-train lie in them.
+        hidden: folders with images that are no classes, because their names begin with a dot.
     """
 
     names: tuple[str, ...]
     files: tuple[LabelledFile, ...]
     ignored: tuple[Path, ...]
     runs: tuple[Path, ...]
+    hidden: tuple[Path, ...]
 
 
 def list_image_folder(data_dir: Path) -> Listing:
     """List the training and test folders of ``data_dir``; classes in natural order. Opens no image.
 
-    Without a ``train`` folder the folders in ``data_dir`` are the classes, if images lie in at least one of them.
+    Without a ``train`` folder the folders in ``data_dir`` are the classes, if images lie right in one of them or
+    at any depth in two.
 
     Raises:
         DataError: there are no class folders, or a folder cannot be read.
@@ -61,6 +66,7 @@ def list_image_folder(data_dir: Path) -> Listing:
         test=None if test is None else tuple(LabelledFile(f.path, spell(f.label)) for f in splits[1].files),
         ignored=tuple(path for split in splits for path in split.ignored),
         runs=tuple(path for split in splits for path in split.runs),
+        hidden=tuple(path for split in splits for path in split.hidden),
         test_source=None if test is None else test.name,
     )
 
@@ -79,10 +85,29 @@ def find_split(data_dir: Path, *names: str) -> Path | None:
 
 
 def _holds_class_folders(folder: Path) -> bool:
+    """Whether images lie right in a class folder, or below two of them.
+
+    Images that lie deeper in the only folder there is are more likely those of a data set one folder further down.
+    """
     try:
-        return any(_is_image(path) for path in folder.glob("[!.]*/[!.]*"))
+        classes = [e for e in sorted(folder.iterdir()) if e.is_dir() and not e.name.startswith(".")]
+        if any(_is_image(path) for name in classes for path in name.glob("[!.]*")):
+            return True
+        return sum(1 for _ in islice(filter(_holds_image, classes), 2)) == 2
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or folder}: {error.strerror or error}.") from error
+
+
+def _holds_image(folder: Path) -> bool:
+    return any(_is_image(path) for path in _visible_files(folder))
+
+
+def _may_hold_image(folder: Path) -> bool:
+    # A system's own folders, such as .Trashes, cannot be read by everyone, which is no reason to refuse the classes.
+    try:
+        return _holds_image(folder)
+    except OSError:
+        return False
 
 
 def _is_image(path: Path) -> bool:
@@ -92,14 +117,15 @@ def _is_image(path: Path) -> bool:
 def list_class_folders(split: Path) -> ClassFolders:
     """The classes in ``split`` and their files at any depth.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over; of those among the classes the ones with images are named.
 
     Raises:
         DataError: ``split`` has no class folder, one whose name is not UTF-8, or cannot be read.
     """
     try:
-        folders = natural_sorted(e.name for e in split.iterdir() if e.is_dir() and not e.name.startswith("."))
-        contents = {name: _visible_files(split / name) for name in folders}
+        folders = natural_sorted(entry.name for entry in split.iterdir() if entry.is_dir())
+        visible = [name for name in folders if not name.startswith(".")]
+        contents = {name: sorted(_visible_files(split / name)) for name in visible}
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or split}: {error.strerror or error}.") from error
     runs = [name for name, paths in contents.items() if any(path.name in _RUN_FILES for path in paths)]
@@ -113,16 +139,16 @@ def list_class_folders(split: Path) -> ClassFolders:
         files=tuple(LabelledFile(path, name) for name, paths in classes.items() for path in paths if _is_image(path)),
         ignored=tuple(path for paths in classes.values() for path in paths if not _is_image(path)),
         runs=tuple(split / name for name in runs),
+        hidden=tuple(split / name for name in folders if name.startswith(".") and _may_hold_image(split / name)),
     )
 
 
-def _visible_files(folder: Path) -> list[Path]:
-    """The files below ``folder``, sorted; linked folders are followed.
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """The files below ``folder``, a folder at a time; linked folders are followed.
 
     Every folder is read once, in its own place if it has one below ``folder``, so links in a circle come to an end.
     """
     top = folder.resolve()
-    found: list[Path] = []
     folders, links, read = [folder], list[Path](), set[Path]()
     while folders or links:
         current = folders.pop() if folders else links.pop(0)
@@ -138,5 +164,4 @@ def _visible_files(folder: Path) -> list[Path]:
                 (links if path.is_symlink() else folders).append(path)
             # A broken link stays in: loading it names it, which beats losing an image silently.
             elif path.is_file() or path.is_symlink():
-                found.append(path)
-    return sorted(found)
+                yield path

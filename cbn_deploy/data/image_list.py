@@ -2,7 +2,8 @@
 
 A label is a class name or a 0-based index. If every label is a number they are indices, and a ``classes.txt`` beside
 the list (one name a line) names them; otherwise labels are names, in natural order unless ``classes.txt`` orders them.
-Paths are relative to the folder of the (training) list, which they must not leave. A CSV may begin with a heading.
+Paths are relative to the folder of the (training) list, which they must not leave. A CSV may begin with a heading; if
+it names one column of paths and one of labels in usual words, those are read, in any order and among others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
 __all__ = ["find_list", "list_image_lists", "read_class_names"]
+
+# What people and programs call the columns, but for case, spaces and underscores.
+_PATH_WORDS = frozenset({"path", "image", "file", "filename", "filepath", "imagepath", "imagefile", "imagename"})
+_LABEL_WORDS = frozenset({"label", "class", "classname", "category", "target"})
+_POSITIONS = (["path", "label"], 0, 1)
 
 
 def find_list(data_dir: Path, *names: str) -> Path | None:
@@ -50,7 +56,7 @@ def list_image_lists(
     both = [*train, *(test or [])]
     as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
     if as_indices:
-        names = names or [str(index) for index in range(_class_count(train_list, both))]
+        names = names or _numbered(train_list, [int(label) for _, label in both])
     elif names is None:
         names = natural_sorted({label for _, label in both})
 
@@ -80,22 +86,41 @@ def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
             continue
         parts = line.strip().rsplit(maxsplit=1)
         if len(parts) != 2:
-            raise DataError(f"{path}, line {number}: expected 'path label', got {line.strip()!r}.")
+            raise DataError(
+                f"{path}, line {number}: expected 'path label', got {line.strip()!r}; put a space or a tab between the "
+                "two, or call a list with commas .csv."
+            )
         yield number, parts[0], parts[1]
 
 
 def _csv_rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, str, str]]:
     reader = csv.reader(text.splitlines())
+    heading, name, label = _POSITIONS
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if not any(cells) or (reader.line_num == 1 and _is_heading(cells[0], root)):
+            if not any(cells):
                 continue
-            if len(cells) != 2 or not all(cells):
-                raise DataError(f"{path}, line {reader.line_num}: expected 'path,label', got {','.join(row)!r}.")
-            yield reader.line_num, cells[0], cells[1]
+            if reader.line_num == 1 and _is_heading(cells[0], root):
+                heading, name, label = _columns(cells)
+                continue
+            if len(cells) != len(heading) or not (cells[name] and cells[label]):
+                expected, got = ",".join(heading), ",".join(row)
+                advice = _advice(got, cells, heading)
+                raise DataError(f"{path}, line {reader.line_num}: expected {expected!r}, got {got!r}; {advice}.")
+            yield reader.line_num, cells[name], cells[label]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _advice(row: str, cells: list[str], heading: list[str]) -> str:
+    """What to do about a row that does not fit the heading."""
+    for separator, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(cells) < len(heading) and separator in row:
+            return f"columns are separated by commas, not {called}"
+    if len(cells) > len(heading):
+        return "leave these columns only, name all in a heading (one path, one label), or quote a path with commas"
+    return "columns are separated by commas, and path and label must not be empty"
 
 
 def _is_heading(cell: str, root: Path) -> bool:
@@ -104,11 +129,28 @@ def _is_heading(cell: str, root: Path) -> bool:
     return PurePath(cell).suffix.lower() not in IMAGE_SUFFIXES and not os.path.isfile(root / cell)  # noqa: PTH113
 
 
+def _columns(heading: list[str]) -> tuple[list[str], int, int]:
+    """The columns there are, and the places of paths and labels: by their names, or else a path and a label."""
+    words = ["".join(filter(str.isalnum, cell.casefold())) for cell in heading]
+    names, labels = ([i for i, word in enumerate(words) if word in known] for known in (_PATH_WORDS, _LABEL_WORDS))
+    return (heading, names[0], labels[0]) if len(names) == len(labels) == 1 else _POSITIONS
+
+
 def _inside(root: Path, name: str, source: Path, number: int) -> Path:
     """``root / name``, refused if it leaves the root; links inside the root are the user's own business."""
+    if "\\" in name:
+        name = _portable(root, name)
     if leaves_root(name):
         raise DataError(f"{source}, line {number}: {name!r} lies outside {root}; paths must be relative to it.")
     return root / os.path.normpath(name)
+
+
+def _portable(root: Path, name: str) -> str:
+    """A path as Windows writes it, with ``/``, if a file is there; elsewhere a backslash may be part of a name."""
+    slashed = name.replace("\\", "/")
+    # Path.is_file() would raise for a name that is too long for the file system.
+    is_file = not leaves_root(slashed) and os.path.isfile(root / slashed)  # noqa: PTH113
+    return slashed if is_file and not os.path.isfile(root / name) else name  # noqa: PTH113
 
 
 def read_class_names(path: Path) -> list[str] | None:
@@ -129,11 +171,17 @@ def _is_index(label: str) -> bool:
     return label.isascii() and label.isdigit()
 
 
-def _class_count(source: Path, rows: list[tuple[Path, str]]) -> int:
-    highest = max(int(label) for _, label in rows)
+def _numbered(source: Path, labels: list[int]) -> list[str]:
+    """Names for classes that have numbers only."""
+    highest = max(labels)
     if highest >= MAX_CLASSES:
         raise DataError(f"{source}: label {highest} is too large; labels are class names or 0-based indices.")
-    return highest + 1
+    if 0 not in labels:
+        raise DataError(
+            f"{source}: the labels go from {min(labels)} to {highest}, but numbers count the classes from 0; number "
+            "them from 0, or write each into classes.txt beside the list, one a line, and they are taken as names."
+        )
+    return [str(index) for index in range(highest + 1)]
 
 
 def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> str:
@@ -141,4 +189,7 @@ def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> s
         return names[int(label)]
     if not as_index and label in names:
         return label
-    raise DataError(f"{source}: label {label!r} is none of the {len(names)} known classes; correct it or classes.txt.")
+    counted = ", which numbers count from 0" if as_index else ""
+    raise DataError(
+        f"{source}: label {label!r} is none of the {len(names)} known classes{counted}; correct it or classes.txt."
+    )

@@ -48,6 +48,7 @@ class Listing:
         test: test files; ``None`` if the user gave none.
         ignored: files in the folders that are no images by their name.
         runs: folders beside the classes that hold results of cbn-train.
+        hidden: folders beside the classes that hold images but are hidden by their names.
         test_source: name of the folder or list of the test images.
     """
 
@@ -57,6 +58,7 @@ class Listing:
     test: tuple[LabelledFile, ...] | None
     ignored: tuple[Path, ...] = ()
     runs: tuple[Path, ...] = ()
+    hidden: tuple[Path, ...] = ()
     test_source: str | None = None
 
 

@@ -173,6 +173,20 @@ def test_images_of_a_kind_that_is_not_read_are_a_problem(folder: Path) -> None:
     assert "scan.TIFF" in problems[0]
 
 
+def test_hidden_folders_with_images_beside_the_classes_are_named(folder: Path) -> None:
+    (folder / "train" / ".22 rifle").mkdir()
+    (folder / "train" / ".22 rifle" / "notes.txt").write_text("no image")
+    assert check_data(FOLDER, folder).notes == ()
+    write_image(folder / "train" / ".22 rifle" / "near" / "0.png", 1001)
+    write_image(folder / "test" / ".22 rifle" / "0.png", 1002)
+    report = check_data(FOLDER, folder)
+    assert report.problems == ()
+    assert report.notes == (
+        "2 folders with images are left out for the dot that the name begins with; rename what is a class "
+        "(train/.22 rifle, test/.22 rifle).",
+    )
+
+
 def test_without_test_images(folder: Path) -> None:
     shutil.rmtree(folder / "test")
     write_image(folder / "train" / "dog" / "0.png", 1001)

@@ -135,6 +135,16 @@ def test_classes_without_a_train_folder_around_them(folder: Path) -> None:
         load_image_folder(folder / "outer", SMALL)
 
 
+def test_classes_without_a_train_folder_may_hold_their_images_at_any_depth(folder: Path) -> None:
+    flat = folder / "flat"
+    for label in ("ant", "bee"):
+        for number in range(2):
+            write_image(flat / label / "deep" / "deeper" / f"{number}.png", number)
+        (flat / label / "deep" / "up").symlink_to("../..")
+    data = load_image_folder(flat, SMALL)
+    assert (data.class_names, len(data.train) + len(data.test)) == (("ant", "bee"), 4)
+
+
 @pytest.mark.parametrize("run", ["runs/image-folder", "runs", "runs/photos/bn-0"])
 def test_results_among_the_classes_are_no_class(folder: Path, run: str) -> None:
     flat = folder / "train"
@@ -283,6 +293,54 @@ def test_the_heading_of_a_csv_is_no_image(folder: Path, heading: str) -> None:
     assert [file.label for file in list_images(folder).train] == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["train.txt", "train.csv"])
+def test_paths_as_windows_writes_them(folder: Path, name: str) -> None:
+    write_image(folder / "train" / "Class1" / "a\\b.png", 1)  # a backslash in a name, where systems allow it
+    write_image(folder / "train" / "Class1" / "a" / "b.png", 2)
+    separator = "," if name.endswith("csv") else " "
+    paths = ["train\\Class1\\0.png", ".\\train\\class2\\0.png", "train/Class1/a\\b.png", "train\\nowhere.png"]
+    (folder / name).write_text("\n".join(f"{path}{separator}{path[-5]}" for path in paths))
+    read = [file.path.relative_to(folder).as_posix() for file in list_images(folder).train]
+    assert read == ["train/Class1/0.png", "train/class2/0.png", "train/Class1/a\\b.png", "train\\nowhere.png"]
+    absolute = str(folder / "train" / "Class1" / "0.png").replace("/", "\\")
+    (folder / name).write_text(f"{absolute}{separator}a\n")
+    assert [file.path.parent for file in list_images(folder).train] == [folder]
+    (folder / name).write_text(f"..\\secret.png{separator}a\n")
+    with pytest.raises(DataError, match="lies outside"):
+        list_images(folder)
+
+
+@pytest.mark.parametrize(
+    ("heading", "row"),
+    [
+        ("label,path", "{label},{path}"),
+        ("class,filename", "{label},{path}"),
+        ("Class Name,Image_Path", "{label},{path}"),
+        (",target,image,width", "0,{label},{path},"),  # as a table with row numbers is written
+        ("split,content", "{path},{label}"),  # unusual words: a path and a label
+        ("path,label,class", None),
+        ("label,image,file", None),
+    ],
+)
+def test_the_heading_of_a_csv_may_name_the_columns(folder: Path, heading: str, row: str | None) -> None:
+    images = {"a": "train/Class1/0.png", "b": "train/class2/0.png"}
+    lines = [(row or "{path},{label},x").format(label=label, path=path) for label, path in images.items()]
+    (folder / "train.csv").write_text("\n".join([heading, *lines]))
+    if row is None:
+        with pytest.raises(DataError, match=r"line 2: expected 'path,label', got 'train/Class1/0.png,a,x'"):
+            list_images(folder)
+    else:
+        read = {file.label: file.path.relative_to(folder).as_posix() for file in list_images(folder).train}
+        assert read == images
+
+
+def test_a_row_must_fit_the_heading(folder: Path) -> None:
+    for row in ("a", "a,", ",x.png", "a,x.png,"):
+        (folder / "train.csv").write_text(f"label,path\n{row}\n")
+        with pytest.raises(DataError, match="line 2: expected 'label,path', got"):
+            list_images(folder)
+
+
 def test_the_first_line_of_a_csv_may_be_an_image(folder: Path) -> None:
     shutil.copy(folder / "train" / "Class1" / "0.png", folder / "image")
     for first in ("image", "train/Class1/0.png"):
@@ -294,8 +352,12 @@ def test_the_first_line_of_a_csv_may_be_an_image(folder: Path) -> None:
     ("name", "text", "sentence"),
     [
         ("train.txt", "", "is empty"),
-        ("train.txt", "only-a-path", "line 1: expected 'path label', got 'only-a-path'"),
-        ("train.csv", "a.png,b,c", "line 1: expected 'path,label', got 'a.png,b,c'"),
+        ("train.txt", "only-a-path", "line 1: expected 'path label', got 'only-a-path'; put a space or a tab between"),
+        ("train.txt", "a.png,cat", "got 'a.png,cat'; put a space or a tab between the two, or call a list with commas"),
+        ("train.csv", "a.png,b,c", "line 1: expected 'path,label', got 'a.png,b,c'; leave these columns only, name"),
+        ("train.csv", "path,label\na,b.png,c", "got 'a,b.png,c'; leave these columns only, name all in a heading"),
+        ("train.csv", "path;label\na.png;b", "got 'a.png;b'; columns are separated by commas, not semicolons."),
+        ("train.csv", "a.png\tb\nc.png\td", "columns are separated by commas, not tabs."),
         ("train.csv", "path,label\na.png,", "line 2: expected 'path,label'"),
         ("train.txt", "../secret.png 0", "line 1: '../secret.png' lies outside"),
         ("train.txt", "a/../../secret.png 0", "lies outside"),
@@ -330,6 +392,23 @@ def test_label_unknown_to_classes_txt(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ncat\n")
     with pytest.raises(DataError, match="names a class twice"):
         load_image_folder(tmp_path, SMALL)
+
+
+def test_numbers_count_the_classes_from_0(folder: Path) -> None:
+    (folder / "train.txt").write_text("train/Class1/0.png 1\ntrain/class2/0.png 2\n")
+    for refuses in (list_images, lambda data: check_data(DataConfig(source="image-folder"), data)):
+        with pytest.raises(DataError, match="labels go from 1 to 2, but numbers count the classes from 0; number"):
+            refuses(folder)
+    (folder / "classes.txt").write_text("Class1\nclass2\n")
+    with pytest.raises(DataError, match="label '2' is none of the 2 known classes, which numbers count from 0"):
+        list_images(folder)
+    (folder / "classes.txt").write_text("1\n2\n")
+    assert list_images(folder).class_names == ("1", "2")
+
+
+def test_a_test_list_need_not_have_the_first_class(folder: Path) -> None:
+    (folder / "test.txt").write_text("test/class2/t.JPG 1\n")
+    assert load_test_images(folder, ("Class1", "class2"), SMALL).labels.tolist() == [1]
 
 
 def test_bad_folders(tmp_path: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ from cbn_deploy.cli import predict as command
 from cbn_deploy.errors import DataError, ModelFileError, OutputError, RecipeError
 from cbn_deploy.prediction import PredictionOptions, predict_images
 from cbn_deploy.prediction import run as run_module
+from cbn_deploy.prediction.image_names import image_names
 from cbn_deploy.prediction.parts import PartsFolder
 from cbn_deploy.prediction.table import COLUMNS, table_format
 from cbn_deploy.runtime.engine_file import description_path
@@ -335,6 +336,34 @@ def test_a_list_of_paths(model, photos, tmp_path):
     rows = rows_of(out)
     assert [row["image"] for row in rows] == [name for name in names if name]
     assert [row["label"] for row in rows] == ["red", "green", "blue", None]
+
+
+def test_linked_folders_are_read_once_each(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for path in (photos / "b" / "in" / "1.png", photos / ".store" / "2.png", elsewhere / "x" / "y" / "3.png"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (elsewhere / "4.png").touch()
+    (tmp_path / "5.png").touch()
+    links = {
+        "a": photos / "b",  # read in its own place, though that comes later
+        "b/in/up": photos,
+        "c": photos / ".store",  # hidden, so it has no place but this
+        "d": photos / ".store",
+        "e": elsewhere / "x",
+        "f": elsewhere,
+        "g.png": elsewhere / "x" / "y",
+        "h": tmp_path,  # what lies around the folder is not below it
+        "i": tmp_path / "nowhere",
+        "j.png": photos / "j.png",
+    }
+    for name, target in links.items():
+        (photos / name).symlink_to(target)
+    (elsewhere / "x" / "back").symlink_to(photos)
+    names = ["j.png", "b/in/1.png", "c/2.png", "e/y/3.png", "f/4.png"]
+    assert list(image_names(photos)) == names
+    (tmp_path / "again").symlink_to(photos)
+    assert list(image_names(tmp_path / "again")) == names
 
 
 def test_names_that_are_not_text(model, tmp_path):
