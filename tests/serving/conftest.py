@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from serving.app import create_app
+from serving.inference import InferencePool
+from serving.models import ModelRegistry
 from serving.settings import load_settings
 from tests.onnx_models import colour_model, spin_for, write_colour_model
 from tests.serving.browser import Visit, chromium
 from tests.serving.in_process import InProcess
+from tests.serving.model_folders import Start
 from tests.serving.server import Server
 
 
@@ -82,6 +85,31 @@ def start_server() -> Iterator[Callable[..., Server]]:
     yield start
     for server in running:
         server.stop()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """An empty folder of models."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(repository: Path) -> Iterator[Start]:
+    """Make registries of that folder, with settings of the test's own; all are closed afterwards."""
+    pool = InferencePool(1)
+    started: list[ModelRegistry] = []
+
+    def start(**settings: Any) -> ModelRegistry:
+        chosen = load_settings(**{"model_repository": repository, "threads": 1, "max_batch": 4, **settings})
+        started.append(ModelRegistry(chosen, pool, lambda *_: None))
+        return started[-1]
+
+    yield start
+    for registry in started:
+        registry.close()
+    pool.close()
 
 
 @pytest.fixture(scope="module")

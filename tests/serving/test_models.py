@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +20,12 @@ from cbn_deploy.errors import ModelFileError, SettingsError
 from cbn_deploy.runtime.engine_file import description_path
 from cbn_deploy.runtime.self_test import SelfTest, self_test_images
 from serving.errors import ApiError
-from serving.inference import InferencePool
 from serving.models import ModelRegistry
 from serving.models.files import ModelFile, find_files
 from serving.models.loading import load_model
-from serving.settings import ModelSource, load_settings
-from tests.onnx_models import COLOURS, SHARPNESS, colour_model, describe, spin_for
-
-Start = Callable[..., ModelRegistry]
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def start(repository: Path) -> Iterator[Start]:
-    pool = InferencePool(1)
-    started: list[ModelRegistry] = []
-
-    def start(**settings: Any) -> ModelRegistry:
-        chosen = load_settings(**{"model_repository": repository, "threads": 1, "max_batch": 4, **settings})
-        started.append(ModelRegistry(chosen, pool, lambda *_: None))
-        return started[-1]
-
-    yield start
-    for registry in started:
-        registry.close()
-    pool.close()
-
-
-def put(path: Path, mark: str = "", **changes: Any) -> Path:
-    """A colour model whose labels end with ``mark``, moved to ``path`` when it is whole."""
-    names = tuple(colour + mark for colour in COLOURS)
-    return put_bytes(path, colour_model(description=describe(class_names=names, **changes)).SerializeToString())
-
-
-def put_bytes(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    return beside.replace(path)
-
-
-def refresh(registry: ModelRegistry) -> None:
-    """Until what has changed has also settled."""
-    registry.refresh()
-    registry.refresh()
+from serving.settings import ModelSource
+from tests.onnx_models import SHARPNESS, colour_model, describe, spin_for
+from tests.serving.model_folders import Start, put, put_bytes, refresh
 
 
 def mark(registry: ModelRegistry, name: str = "a", version: str | None = None) -> str:
@@ -122,68 +78,6 @@ def test_the_layout(repository: Path, start: Start, tmp_path: Path) -> None:
     assert "a, b" in refused(lambda: registry.get(None), 422)
     assert mark(start(models=[str(explicit)]), "b") == "explicit"
     assert states(start(keep_versions=1)) == {"a 10": "READY", "b 1": "READY"}
-
-
-def misplaced(caplog: pytest.LogCaptureFixture, repository: Path) -> dict[str, str]:
-    """Each file that was warned of since the last call, and where it would have to lie; both within the folder."""
-    fields = [record.fields for record in caplog.records if "in the wrong place" in record.getMessage()]
-    caplog.clear()
-    return {
-        str(found.get("file", found.get("files"))).removeprefix(f"{repository}/"): relative(found, repository)
-        for found in fields
-    }
-
-
-def relative(fields: dict[str, str], repository: Path) -> str:
-    return str(Path(fields["move_to"]).relative_to(repository))
-
-
-def test_files_that_the_layout_leaves_out_are_told_once(
-    repository: Path, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    put(repository / "a.onnx")
-    named = put(repository / "named" / "model.onnx")
-    put_bytes(repository / "photos" / "model.onnx", b"of a run's folder")
-    put_bytes(repository / "b" / "v2" / "model.onnx", b"")
-    put_bytes(repository / "b" / "3" / "weights.onnx", b"")
-    put_bytes(repository / "b" / "3" / "model.onnx", b"taken, so that its place is not free")
-    put_bytes(repository / "with space.onnx", b"")
-    put_bytes(repository / "_.ONNX", b"")
-    put_bytes(repository / ".hidden" / "model.onnx", b"")
-    put_bytes(repository / "b" / "1" / "deep" / "model.onnx", b"")
-    put_bytes(repository / "b" / "2" / "notes.txt", b"")
-    put_bytes(tmp_path / "outside" / "other.onnx", b"")
-    (repository / "link").symlink_to(tmp_path / "outside")
-    registry = start(models=[f"named={named}"])
-    told = {
-        "photos/model.onnx": "photos/1/model.onnx",
-        "b/v2/model.onnx": "b/2/model.onnx",
-        "b/3/weights.onnx": "b/4/model.onnx",
-        "with space.onnx": "with-space/1/model.onnx",
-        "_.ONNX": "NAME/1/model.onnx",
-    }
-    assert misplaced(caplog, repository) == told
-    refresh(registry)
-    assert misplaced(caplog, repository) == {}
-
-    put_bytes(repository / "late" / "model.onnx", b"")
-    (repository / "with space.onnx").unlink()
-    refresh(registry)
-    assert misplaced(caplog, repository) == {"late/model.onnx": "late/1/model.onnx"}
-    put_bytes(repository / "with space.onnx", b"again")
-    refresh(registry)
-    assert list(misplaced(caplog, repository)) == ["with space.onnx"]
-
-
-def test_a_folder_of_nothing_but_misplaced_files_does_not_flood_the_log(
-    repository: Path, start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
-    for index in range(13):
-        put_bytes(repository / f"run{index:02}" / "model.onnx", b"")
-    start()
-    told = misplaced(caplog, repository)
-    assert list(told)[:10] == [f"run{index:02}/model.onnx" for index in range(10)]
-    assert list(told.items())[10:] == [("3", "NAME/VERSION/model.onnx")]
 
 
 def test_a_new_version_takes_over_when_its_file_has_settled(repository: Path, start: Start) -> None:
