@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
+from cbn_deploy.training.ranks import import_what_keeps_a_process_group
+
 
 def run_on_ranks(function: Callable[..., None], world_size: int, folder: Path, *arguments: Any) -> None:
     """``function(rank, world_size, folder, *arguments)`` on every rank; what it has to say it writes into ``folder``.
@@ -27,6 +29,7 @@ def run_on_ranks(function: Callable[..., None], world_size: int, folder: Path, *
 def _rank(rank: int, function: Callable[..., None], world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
+    import_what_keeps_a_process_group()
     distributed.init_process_group("gloo", f"file://{folder / 'rendezvous'}", timedelta(seconds=120), world_size, rank)
     try:
         function(rank, world_size, folder, *arguments)

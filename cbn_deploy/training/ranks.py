@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from cbn_deploy.errors import CbnError, RankError, TrainingError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Ranks", "joined_ranks", "launched_by_torchrun"]
+__all__ = ["Ranks", "import_what_keeps_a_process_group", "joined_ranks", "launched_by_torchrun"]
 
 T = TypeVar("T")
 # While the first rank writes its report the others wait; a rank that dies is noticed at once, by its connections.
@@ -108,6 +109,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
 
 def _meet(device: str) -> Store:
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+    import_what_keeps_a_process_group()
     try:
         store, rank, world_size = next(iter(rendezvous("env://", timeout=timedelta(minutes=5))))
         distributed.init_process_group(backend, None, _TIMEOUT, world_size, rank, store)
@@ -119,6 +121,17 @@ def _meet(device: str) -> Store:
         ) from error
     found: Store = store
     return found
+
+
+def import_what_keeps_a_process_group() -> None:
+    """To be called before a process group is made, so that ``destroy_process_group`` ends gloo's threads.
+
+    ``torch.distributed.nn``, which DistributedDataParallel imports, keeps the default group as the default of its
+    arguments if there is one by then. Gloo's threads live as long as their group, and one that lets go of its last
+    tensor while the interpreter shuts down ends a finished run with SIGABRT ("terminate called without an active
+    exception"; pytorch/pytorch#190489).
+    """
+    importlib.import_module("torch.distributed.nn")
 
 
 def _of_all(error: Exception, store: Store) -> Exception:

@@ -105,21 +105,26 @@ def test_the_state_tells_nothing_of_ranks(together: Path, alone: Path) -> None:
 
 def launched(words: list[str], world_size: int = 2) -> list[subprocess.Popen[str]]:
     """cbn-train on every rank, as torchrun starts it, but with a stderr for each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment = {**os.environ, **shared, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "cbn_deploy.cli.train", *words, "--device", "cpu"],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world_size)
+        for environment in environments(world_size)
     ]
+
+
+def environments(world_size: int) -> list[dict[str, str]]:
+    """What torchrun tells each rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {**os.environ, **shared, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
 def words(out: Path, photos: Path) -> list[str]:
@@ -162,6 +167,38 @@ def test_a_rank_that_is_killed_ends_all_with_one_sentence(photos: Path, tmp_path
     assert "ended without a word" in stderr
     assert "--resume" in stderr
     assert "Traceback" not in stderr
+
+
+LEAVE = """
+import pathlib
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from cbn_deploy.training.ranks import joined_ranks
+
+def gloo_threads():
+    return sum("gloo" in (task / "comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir())
+
+with joined_ranks("cpu"):
+    DistributedDataParallel(nn.Linear(2, 2))
+    joined = gloo_threads()
+print(joined, gloo_threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed under /proc on Linux only")
+def test_no_thread_of_the_process_group_outlives_it() -> None:
+    """One that did could abort a finished run while the interpreter shuts down."""
+    process = subprocess.run(
+        [sys.executable, "-c", LEAVE],
+        env=environments(1)[0],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=150,
+        check=True,
+    )
+    joined, left = map(int, process.stdout.split())
+    assert joined > 0
+    assert left == 0
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
