@@ -178,6 +178,7 @@ def _report(
         root=str(listing.root),
         class_names=listing.class_names,
         published_classes=published.classes,
+        published_class_sizes=published.class_sizes,
         train_counts=counts("train"),
         test_counts=counts(published.test),
         splits=tuple(

@@ -61,6 +61,7 @@ class ListReport:
         root: the folder that paths are relative to.
         class_names: K names in label order.
         published_classes: K of the published set.
+        published_class_sizes: training images of its largest and of its smallest class.
         train_counts: K listed training images.
         test_counts: K listed test images.
         splits: the lists that are there.
@@ -75,6 +76,7 @@ class ListReport:
     root: str
     class_names: tuple[str, ...]
     published_classes: int
+    published_class_sizes: tuple[int, int]
     train_counts: tuple[int, ...]
     test_counts: tuple[int, ...]
     splits: tuple[SplitReport, ...]
@@ -115,9 +117,23 @@ class ListReport:
             ""
             if classes == self.published_classes
             else f"The training list has {classes} classes, {self.name} {self.published_classes}; get the list again.",
+            self._class_sizes_problem(),
             sentence_about(no_train, "class has", "classes have", "no training images; get the training list again."),
             sentence_about(no_test, "class has", "classes have", "no test images, so no recall can be given."),
         ]
+
+    def _class_sizes_problem(self) -> str:
+        """Another draw of as many images from as many classes."""
+        same_totals = len(self.class_names) == self.published_classes and all(
+            split.lines == split.published_lines for split in self.splits if split.split == "train"
+        )
+        found, published = (max(self.train_counts), min(self.train_counts)), self.published_class_sizes
+        if not same_totals or not found[1] or found == published:
+            return ""
+        return (
+            f"The training list has {found[0]:,} to {found[1]} images a class, {self.name} {published[0]:,} to "
+            f"{published[1]}; get the list again."
+        )
 
     def _file_problems(self, split: SplitReport) -> list[str]:
         missing, advice = split.missing, "unpack the images again"

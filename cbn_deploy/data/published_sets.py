@@ -47,6 +47,7 @@ class PublishedSet:
         lines: the lines of each list.
         test: the split that results are reported on.
         classes: K.
+        class_sizes: training images of the largest and of the smallest class.
         folders: below the folder of the lists, where the files that are handed around usually unpack to.
         class_name: path as listed -> its folder's name for the class, which depends on the folder alone; "" if the
             path has none.
@@ -61,6 +62,7 @@ class PublishedSet:
     lines: Mapping[Split, int]
     test: Split
     classes: int
+    class_sizes: tuple[int, int]
     folders: tuple[str, ...]
     class_name: Callable[[str], str]
     layouts: tuple[Layout, ...]
@@ -125,6 +127,7 @@ IMAGENET_LT = PublishedSet(
     lines={"train": 115_846, "val": 20_000, "test": 50_000},
     test="test",
     classes=1000,
+    class_sizes=(1280, 5),
     folders=("ImageNet_LT",),
     class_name=_folder,
     layouts=(AS_LISTED, Layout("in val/FILE", _flat_validation)),
@@ -137,6 +140,7 @@ PLACES_LT = PublishedSet(
     lines={"train": 62_500, "val": 7_300, "test": 36_500},
     test="test",
     classes=365,
+    class_sizes=(4980, 5),
     folders=("Places_LT", "Places_LT_v2"),
     class_name=_places_class,
     layouts=(
@@ -153,6 +157,7 @@ INATURALIST_2018 = PublishedSet(
     lines={"train": 437_513, "val": 24_426},
     test="val",
     classes=8142,
+    class_sizes=(1000, 2),
     folders=("iNaturalist18",),
     class_name=_folder,
     layouts=(AS_LISTED,),

@@ -16,6 +16,8 @@ from cbn_deploy.errors import DataError
 from tests.cbn_deploy.data import published_trees as trees
 
 PLACES = DataConfig(source="places-lt")
+# The published counts, had the small tree of these tests been published.
+SMALL = dataclasses.replace(PLACES_LT, lines={"train": 11, "val": 3, "test": 6}, classes=3, class_sizes=(6, 2))
 
 
 def write_places(root: Path) -> trees.Rows:
@@ -77,14 +79,21 @@ def test_counts_are_compared_with_the_published_ones(tmp_path: Path) -> None:
 
 def test_a_set_with_the_published_counts_has_no_problems(tmp_path: Path) -> None:
     write_places(tmp_path)
-    small = dataclasses.replace(PLACES_LT, lines={"train": 11, "val": 3, "test": 6}, classes=3)
-    report = check_published(small, tmp_path)
+    report = check_published(SMALL, tmp_path)
     assert report.problems == ()
     assert "No problems found" in render(report)
     (tmp_path / "Places_LT_val.txt").unlink()  # nothing here reads it
-    report = check_published(small, tmp_path)
+    report = check_published(SMALL, tmp_path)
     assert [split.split for split in report.splits] == ["train", "test"]
     assert report.problems == ()
+
+
+def test_another_draw_with_the_published_totals_is_told_from_the_published_one(tmp_path: Path) -> None:
+    write_places(tmp_path)
+    report = check_published(dataclasses.replace(SMALL, class_sizes=(4980, 5)), tmp_path)
+    assert report.problems == (
+        "The training list has 6 to 2 images a class, Places-LT 4,980 to 5; get the list again.",
+    )
 
 
 def test_the_layout_that_was_found_is_named(tmp_path: Path) -> None:
