@@ -297,7 +297,7 @@ def _export_engine(checkpoint: Path, output: Path, options: ExportOptions, engin
     """Through a parity-gated ONNX file, or from one that exists already."""
     from export.tensorrt import build_engine, check_engine
 
-    check_engine(output, engine_options)
+    check_engine(checkpoint, output, engine_options)
     with tempfile.TemporaryDirectory() as folder:
         onnx = checkpoint
         if checkpoint.suffix != ".onnx":

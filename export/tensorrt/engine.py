@@ -28,16 +28,25 @@ class EngineResult:
     description: EngineDescription
 
 
-def check_engine(output: Path, options: EngineOptions) -> None:
+def check_engine(source: Path, output: Path, options: EngineOptions) -> None:
     """Raise now what :func:`build_engine` would raise about this machine, ``options`` or ``output`` later.
+
+    Args:
+        source: the file that the engine comes from, ``.onnx`` or the checkpoint behind it.
+        output: the engine to write.
+        options: see :class:`EngineOptions`.
 
     Raises:
         RuntimeUnavailableError, EngineError, OutputError: as :func:`build_engine`.
     """
-    if Path(output).is_dir():
+    output = Path(output)
+    if output.is_dir():
         raise OutputError(f"{output} is a folder; give the name of the .engine file to write.")
+    written = (output, description_path(output), _timing_path(output))
+    if Path(source).resolve() in [path.resolve() for path in written]:
+        raise OutputError(f"{output} would replace {source}, which it is made from; choose another output name.")
     (check_full if options.runtime == "tensorrt" else check_rtx)(options)
-    check_writable(Path(output).parent)
+    check_writable(output.parent)
 
 
 def build_engine(
@@ -56,12 +65,12 @@ def build_engine(
         ModelFileError: ``onnx`` cannot be read or does not describe itself.
         RuntimeUnavailableError: TensorRT, or a GPU that it needs, is absent.
         EngineError: TensorRT cannot build it, or not for the compute capabilities asked for.
-        OutputError: ``output`` cannot be written.
+        OutputError: ``output`` cannot be written, or it or a file beside it is ``onnx`` itself.
     """
-    check_engine(output, options)
+    check_engine(onnx, output, options)
     file = read_onnx_file(Path(onnx))
     if options.runtime == "tensorrt":
-        build = build_full(file, options, Path(f"{output}.timing"), progress)
+        build = build_full(file, options, _timing_path(Path(output)), progress)
     else:
         build = build_rtx(file, options, progress)
     description = EngineDescription(
@@ -78,6 +87,10 @@ def build_engine(
     )
     _write(Path(output), build.engine.content, description)
     return EngineResult(path=Path(output), size=len(build.engine.content), description=description)
+
+
+def _timing_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.timing")
 
 
 def _write(output: Path, engine: bytes, description: EngineDescription) -> None:

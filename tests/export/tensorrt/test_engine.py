@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,26 @@ def test_without_the_package_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     with pytest.raises(RuntimeUnavailableError, match="pip install --no-deps tensorrt-rtx-cu13-libs"):
         build_engine(exported.path, tmp_path / "model.engine", options("8.9"))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(("source", "output"), [("m", "m"), ("m.json", "m"), ("m.timing", "m"), ("link", "m")])
+def test_an_engine_does_not_replace_what_it_is_made_from(
+    target: str,
+    source: str,
+    output: str,
+    checkpoint_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "link").symlink_to("m")
+    shutil.copy(checkpoint_path, tmp_path / source)
+    assert run(monkeypatch, tmp_path / source, "--target", target, "-o", tmp_path / output) == 2
+    captured = capsys.readouterr()
+    assert "which it is made from; choose another output name." in captured.err
+    assert not captured.out
+    assert (tmp_path / source).read_bytes() == checkpoint_path.read_bytes()
 
 
 @pytest.mark.parametrize("batch_sizes", [(0, 1, 2), (2, 1, 4), (1, 8, 4)])
