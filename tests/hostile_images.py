@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.icc_profiles import DISPLAY_P3_TO_XYZ, grey_profile, ink_profile, rgb_profile
 
-__all__ = ["HostileImage", "corpus", "damaged_images", "encode", "png", "png_header"]
+__all__ = ["HostileImage", "corpus", "damaged_images", "encode", "png", "png_header", "run_length_encoded_bmp"]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -56,6 +56,7 @@ def corpus() -> list[HostileImage]:
         *((name, content, refused) for name, content in _lies()),
         *((name, content, (413,)) for name, content in _bombs()),
         *((name, content, (415,)) for name, content in _other_formats()),
+        ("BMP of 40 megapixels in run-length code", run_length_encoded_bmp(39_999_999), (415,)),
     ]
     for kind in ("PNG", "JPEG", "WEBP", "BMP"):
         whole = encode(_noise(), kind)
@@ -161,6 +162,14 @@ def _lies() -> Iterator[tuple[str, bytes]]:
     jpeg = bytearray(encode(_photo(), "JPEG"))
     struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 6000, 6000)
     yield "JPEG of 36 megapixels without data", bytes(jpeg)
+
+
+def run_length_encoded_bmp(width: int, compression: int = 1, bits: int = 8) -> bytes:
+    """A line of ``width`` pixels that ends after seven of them: BI_RLE8 (1) of 8 bits, BI_RLE4 (2) of 4."""
+    colours, code = bytes(4 * 2**bits), b"\x07\x00\x00\x00\x00\x01"
+    start = 54 + len(colours)
+    info = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, bits, compression, len(code), 0, 0, 2**bits, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(code), 0, 0, start) + info + colours + code
 
 
 def _bombs() -> Iterator[tuple[str, bytes]]:

@@ -31,13 +31,19 @@ ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # Of file names, in lower case.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
-# A progressive JPEG of a few bytes a scan can make the decoder pass over all its pixels a hundred thousand times. Real
-# ones have about ten scans; the marker may also occur in metadata and in the previews behind a phone's photo.
+# A progressive JPEG of a few bytes a scan can make the decoder pass over all its pixels a hundred thousand times, and
+# the work is scans times pixels. Real ones have about ten scans; the marker may also occur in metadata and in the
+# previews behind a phone's photo. Small images may have more, because it costs nothing.
+_ALWAYS_ALLOWED_SCANS = 20
 _MAX_SCANS = 500
+_MAX_SCANNED_PIXELS = 800_000_000
 _START_OF_SCAN = b"\xff\xda"
 # A Huffman code has at least one bit, and a JPEG at least one code for every block of 8 x 8 pixels. Without this check
 # the decoder paints what is missing grey.
 _JPEG_PIXELS_A_BYTE = 8 * 64
+
+# BI_RLE8 and BI_RLE4. Pillow decodes them in Python: a file of a kilobyte can take half a minute. Few people have any.
+_RUN_LENGTH_ENCODINGS = (1, 2)
 
 # A line of a million pixels passes every limit of a header and becomes 256 million when its shorter edge is made 256.
 _MAX_RESIZED_PIXELS = 40_000_000
@@ -70,7 +76,7 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Image.Ima
 
     Raises:
         ImageTooLargeError: more bytes, pixels or frames than allowed.
-        UnsupportedImageError: not a JPEG, PNG, WebP or BMP.
+        UnsupportedImageError: not a JPEG, PNG, WebP or BMP, or a BMP that is run-length encoded.
         CorruptImageError: empty, or an allowed format, but truncated or damaged. A JPEG that was cut and then given an
             end again is not noticed: its decoder paints what is missing grey.
     """
@@ -82,7 +88,7 @@ class EncodedImage:
 
     Raises:
         ImageTooLargeError: more bytes, pixels or frames than allowed.
-        UnsupportedImageError: not a JPEG, PNG, WebP or BMP.
+        UnsupportedImageError: not a JPEG, PNG, WebP or BMP, or a BMP that is run-length encoded.
         CorruptImageError: a header that cannot be true.
     """
 
@@ -183,9 +189,14 @@ def _check_header(image: Image.Image, content: bytes, limits: ImageLimits) -> No
     frames = getattr(image, "n_frames", 1)
     if frames > limits.max_frames:
         raise ImageTooLargeError(f"The image has {frames} frames; at most {limits.max_frames} are accepted.")
+    if image.format == "BMP" and image.info.get("compression") in _RUN_LENGTH_ENCODINGS:
+        raise UnsupportedImageError("The BMP is run-length encoded; save it as PNG.")
     if image.format in ("JPEG", "MPO"):
-        if content.count(_START_OF_SCAN) > _MAX_SCANS:
-            raise ImageTooLargeError(f"The JPEG has more than {_MAX_SCANS} scans; save it again with fewer.")
+        most = min(max(_MAX_SCANNED_PIXELS // (width * height), _ALWAYS_ALLOWED_SCANS), _MAX_SCANS)
+        if content.count(_START_OF_SCAN) > most:
+            raise ImageTooLargeError(
+                f"The JPEG of {width} x {height} pixels has more than {most} scans; save it again with fewer."
+            )
         if width * height > len(content) * _JPEG_PIXELS_A_BYTE:
             raise CorruptImageError(
                 f"The JPEG image is truncated or damaged: no {width} x {height} pixels fit into it."

@@ -14,6 +14,7 @@ from PIL import Image
 from cbn_deploy.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from cbn_deploy.runtime.description import Preprocessing
 from cbn_deploy.runtime.preprocessing import EncodedImage, ImageLimits, decode_image, preprocess, resize
+from tests.hostile_images import run_length_encoded_bmp
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -182,8 +183,26 @@ def test_a_jpeg_of_too_many_scans() -> None:
     content = encoded(gradient(), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
     assert decode_image(content[:-2] + scan * 100 + content[-2:]).size == gradient().size
-    with pytest.raises(ImageTooLargeError, match="scans"):
+    with pytest.raises(ImageTooLargeError, match="more than 500 scans"):
         decode_image(content[:-2] + scan * 500 + content[-2:])
+
+
+def test_a_large_jpeg_may_have_fewer_scans_than_a_small_one() -> None:
+    content = encoded(Image.new("L", (6000, 4000)), "JPEG", progressive=True)
+    scans, scan = content.count(b"\xff\xda"), content[content.rindex(b"\xff\xda") : -2]
+    assert scans < 20
+    EncodedImage(content[:-2] + scan * (33 - scans) + content[-2:])
+    with pytest.raises(ImageTooLargeError, match="6000 x 4000 pixels has more than 33 scans"):
+        EncodedImage(content[:-2] + scan * (34 - scans) + content[-2:])
+    # A camera's own are taken at any size.
+    EncodedImage(encoded(Image.new("L", (9000, 9000)), "JPEG", progressive=True), ImageLimits(max_pixels=10**8))
+
+
+@pytest.mark.parametrize(("compression", "bits"), [(1, 8), (2, 4)])
+def test_a_run_length_encoded_bmp_is_refused_by_its_header(compression: int, bits: int) -> None:
+    """A line of 40 megapixels in a kilobyte, each pixel painted by Python code."""
+    with pytest.raises(UnsupportedImageError, match="run-length encoded; save it as PNG"):
+        EncodedImage(run_length_encoded_bmp(39_999_999, compression, bits))
 
 
 def test_byte_limit() -> None:
