@@ -135,7 +135,6 @@ STUDIES: Mapping[str, Study] = {
     "small-long": Study(small_set, "resnet20", (*SMALL, "epochs=180")),
     "small-long-plain-views": Study(small_set, "resnet20", (*SMALL, "epochs=180", *PLAIN_VIEWS)),
     "half-size": Study(half_size, "resnet8", (*HALF_SIZE, *PLAIN_VIEWS)),
-    "half-size-strong-views": Study(half_size, "resnet8", (*HALF_SIZE, *HALF_CUTOUT)),
     "half-size-400": Study(
         half_size, "resnet20", (*HALF_SIZE, *HALF_CUTOUT, "epochs=400", "schedule.evaluate_every=20")
     ),

@@ -34,7 +34,6 @@ NAMES = {
     "half-size": "CIFAR-10-LT at 16 px, ResNet-8, 60 epochs, crop and flip",
     "half-size-resnet20": "... ResNet-20",
     "half-size-400": "... ResNet-20, the paper's views and 400 epochs",
-    "half-size-strong-views": "... ResNet-8, AutoAugment and cutout",
 }
 COMPARED = {"CBN": "tab:blue", "CBN + SBN + DPL": "tab:orange"}
 

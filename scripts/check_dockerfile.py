@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 SUITE = "trixie"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STAND_IN_PACKAGES = "ca-certificates,python3,python3-venv,python3-pip"
-ABSENT = ("torch", "onnx", "sklearn", "matplotlib", "pip")
+ABSENT = ("torch", "sklearn", "matplotlib", "pip")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""ResNet-20/32/44/56/110 for small images (He et al. 2016, Section 4.2), in the form the long-tail literature uses.
+"""ResNet-8/14/20/32/44/56/110 for small images (He et al. 2016, Section 4.2), as the long-tail literature has them.
 
 3x3 stem of 16 channels, three stages of 16/32/64 channels with n basic blocks each (depth = 6 n + 2), parameter-free
 "option A" shortcuts, Kaiming-normal weights, no convolution bias, a linear classifier with bias. The normalisation
