@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cbn_deploy.errors import OutputError
 
 __all__ = ["atomic_folder", "atomic_path", "atomic_write_bytes", "check_writable"]
 
+# Reading it means setting it, for all threads: once, before there are any.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends well it is fsynced and renamed to ``path``.
 
-    If the block raises, the temporary file is removed and whatever was at ``path`` is untouched.
+    If the block raises, the temporary file is removed and whatever was at ``path`` is untouched. A file that is
+    replaced hands its permissions on.
 
     Raises:
         OutputError: the folder cannot be created or written, or the disk is full.
@@ -35,6 +41,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         _to_disk(temporary)
         _usual_permissions(temporary, 0o666)
+        with suppress(FileNotFoundError):  # whoever has closed the file that is replaced wants it closed
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         temporary.replace(path)
     except OSError as error:
         raise OutputError(
@@ -74,9 +82,7 @@ def _to_disk(path: Path) -> None:
 
 def _usual_permissions(path: Path, mode: int) -> None:
     """What an ordinary open() or mkdir() would have given; tempfile's are for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(mode & ~mask)
+    path.chmod(mode & ~_UMASK)
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:

@@ -26,6 +26,15 @@ def test_the_new_content_replaces_the_old(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_a_file_that_is_replaced_hands_its_permissions_on(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    atomic_write_bytes(path, b"one")
+    path.chmod(0o600)
+    atomic_write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_an_error_in_the_block_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

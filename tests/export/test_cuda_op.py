@@ -31,7 +31,8 @@ from cbn_deploy.cuda_kernels import register_folder, register_kernel
 from cbn_deploy.errors import RuntimeUnavailableError, SettingsError
 from cbn_deploy.kernels.triton.contract import ITEM_SIZES, DataType, KernelSpec, LaunchContract
 from cbn_deploy.kernels.triton.launch import forward_launch
-from cbn_deploy.native_library import NativeLibrary, native_library
+from cbn_deploy.native_interface import CudaKernel
+from cbn_deploy.native_library import UINT8, NativeLibrary, native_library
 from cbn_deploy.runtime import onnxruntime_cuda_session
 from cbn_deploy.runtime.factory import open_session
 from export import ExportResult
@@ -402,6 +403,15 @@ def test_a_wrong_contract_is_one_sentence(change: dict[str, object], sentence: s
         place[name] = value
     with pytest.raises(ValueError, match=sentence):
         register_kernel(library, json.dumps(values), "text")
+
+
+def test_no_kernel_is_for_8_bits() -> None:
+    library = native_library()
+    if library is None:
+        pytest.skip("the native library was not built")
+    kernel = CudaKernel(entry=b"kernel", ptx=b"text", type=UINT8, components=4)
+    message = library.functions.cbn_cuda_register_kernel(ctypes.byref(kernel))
+    assert message == b"The kernel must be for float32 (1), float16 (10) or bfloat16 (16)."
 
 
 def test_a_folder_of_kernels(compiled_stand_in: StandIn, tmp_path: Path) -> None:

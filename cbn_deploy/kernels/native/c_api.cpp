@@ -111,7 +111,8 @@ const char* cbn_layer_forward(const cbn_layer* layer, const cbn_tensors* tensors
 const char* cbn_cuda_register_kernel(const cbn_cuda_kernel* kernel) {
     if (!kernel || !kernel->entry || !kernel->ptx) return "The kernel, its entry point or its PTX is missing.";
     if (!*kernel->entry || !*kernel->ptx) return "The kernel's entry point and PTX must not be empty.";
-    if (!is_known(kernel->type)) return "The kernel must be for float32 (1), float16 (10) or bfloat16 (16).";
+    if (!is_known(kernel->type) || static_cast<cbn::DataType>(kernel->type) == cbn::DataType::kUint8)
+        return "The kernel must be for float32 (1), float16 (10) or bfloat16 (16).";
     if (kernel->residual && !kernel->relu) return "No form of the op adds a residual without the activation.";
     if (kernel->components < 1 || kernel->components > cbn::kMaxComponents)
         return "A kernel must be for 1 to 256 components.";
