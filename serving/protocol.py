@@ -35,6 +35,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     A connection that has not sent a whole request head within ``head_seconds`` is closed. The time runs from the
     connection's start and from the end of each response, so it also ends clients that go on sending a body after they
     were refused. A head of more than ``max_head_bytes``, or of HTTP/1.1 without exactly one Host, is answered with 400.
+    So is a body with more than that in a chunk's extension or in the trailer; a trailer is read and dropped.
     An offer to upgrade to another protocol, as ``curl --http2`` makes it, is ignored; the parser alone would stop there
     and drop the body.
 
@@ -49,9 +50,11 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     max_head_bytes: int
     max_connections: int
     stalled_seconds = 30.0
+    url = b""  # uvicorn has none before a request line begins
     _deadline: asyncio.TimerHandle | None = None
     _look: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _bytes_without_content = 0
+    _trailer_bytes = 0
     _in_head = True
     _is_spare = False
 
@@ -68,9 +71,11 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._restart_deadline()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have arrived. The parser reports a name or value only when it ends, so what arrives is counted."""
-        if self._in_head:
-            self._head_bytes += len(data)
+        """Bytes have arrived. The parser reports a name or value only when it ends, so what arrives is counted.
+
+        What is neither head nor content, a chunk's extension or a trailer, is counted too, or it could go on for ever.
+        """
+        self._bytes_without_content += len(data)
         self._unset_keepalive_if_required()
         rest = memoryview(data)
         try:
@@ -79,8 +84,9 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
         else:
-            if self._in_head and self._head_bytes > self.max_head_bytes:
-                self.send_400_response(f"The head of the request has more than {self.max_head_bytes} bytes.")
+            if self._bytes_without_content > self.max_head_bytes:
+                part = "The head of the request" if self._in_head else "The body's trailer, or a chunk's extension,"
+                self.send_400_response(f"{part} has more than {self.max_head_bytes} bytes.")
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what no application can be asked about, in the form of every other error, and close."""
@@ -89,11 +95,20 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(refusal.body)]))
         self.transport.close()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field has ended. uvicorn would add one of the trailer to the head's, among them keys (RFC 9110, 6.5.1)."""
+        if self._in_head:
+            super().on_header(name, value)
+            return
+        self._trailer_bytes += len(name) + len(value)
+        if self._trailer_bytes > self.max_head_bytes:
+            raise _BadHeadError
+
     def on_headers_complete(self) -> None:
         """The head has ended; what is raised here becomes a 400."""
         if self.parser.should_upgrade():
             return
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._bytes_without_content, self._trailer_bytes = False, 0, 0
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts != 1 and self.parser.get_http_version() == "1.1":
             raise _BadHeadError
@@ -101,11 +116,16 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             raise _BadHeadError
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Some of the content has arrived; how much there may be is the application's to say."""
+        self._bytes_without_content = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The request has ended, and what follows is the next one's head."""
         if self.parser.should_upgrade():
             return
-        self._in_head = True
+        self._in_head, self._bytes_without_content = True, 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -38,6 +38,16 @@ def patient_server(colours_path: Path) -> Iterator[Server]:
     running.stop()
 
 
+@pytest.fixture(scope="module")
+def guarded_server(colours_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Takes the key ``sekret``, and bodies of any size that the defaults allow."""
+    keys = tmp_path_factory.mktemp("guarded") / "keys"
+    keys.write_text("sekret\n")
+    running = Server(colours_path, "--threads", 1, "--api-key-file", keys)
+    yield running
+    running.stop()
+
+
 def connect(server: Server, receive_buffer: int | None = None) -> socket.socket:
     address = urlsplit(server.url)
     connection = socket.socket()
@@ -51,6 +61,18 @@ def connect(server: Server, receive_buffer: int | None = None) -> socket.socket:
 def head(body: bytes, *lines: str, path: str = "/v1/classify") -> bytes:
     start = (f"POST {path} HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(body)}")
     return "\r\n".join([*start, *lines, "", ""]).encode()
+
+
+def chunked(*lines: str, path: str = "/v1/classify") -> bytes:
+    """The head of a body in chunks."""
+    start = (f"POST {path} HTTP/1.1", "Host: x", "Content-Type: image/png", "Transfer-Encoding: chunked")
+    return "\r\n".join([*start, *lines, "", ""]).encode()
+
+
+def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
+    """``body`` in chunks of ``size``; the empty one that ends it, and the trailer, are left to the caller."""
+    parts = (body[begin : begin + size] for begin in range(0, len(body), size))
+    return b"".join(b"%x%b\r\n%b\r\n" % (len(part), extension, part) for part in parts)
 
 
 def answer(connection: socket.socket) -> tuple[int, bytes]:
@@ -227,8 +249,9 @@ def test_offers_to_upgrade_one_behind_the_other_are_ignored_too(patient_server: 
         head(b"abc", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"\r\n" * 40_000,
     ],
-    ids=["two hosts", "long path", "many headers", "two lengths", "folded", "space before colon"],
+    ids=["two hosts", "long path", "many headers", "two lengths", "folded", "space before colon", "only line ends"],
 )
 def test_heads_that_other_servers_may_read_differently(patient_server: Server, content: bytes) -> None:
     with connect(patient_server) as connection:
@@ -317,6 +340,64 @@ def test_a_head_that_never_ends_is_cut(patient_server: Server) -> None:
                 sent += 16_384
     assert sent < 20_000_000
     assert_serves(patient_server)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"0\r\n" + b"".join(b"x%d: %0100d\r\n" % (n, n) for n in range(10_000)),
+        b"0\r\nx: " + b"y" * 1_000_000,
+        b"1;x=" + b"y" * 1_000_000,
+    ],
+    ids=["many trailers", "one trailer", "one extension"],
+)
+def test_a_body_that_never_ends_and_has_no_content_is_cut(guarded_server: Server, content: bytes) -> None:
+    with connect(guarded_server) as connection:
+        connection.sendall(chunked("X-API-Key: sekret") + chunks(RED, 100))
+        with contextlib.suppress(OSError):
+            connection.sendall(content)
+        assert all_until_closed(connection).startswith(b"HTTP/1.1 400 ")
+    assert guarded_server.client.get("/healthz").status_code == 200
+
+
+def test_a_trailer_is_dropped(guarded_server: Server) -> None:
+    """It must not say what a proxy, or the server itself, reads from the head."""
+    with connect(guarded_server) as connection:
+        for lines, status in (((), 401), (("X-API-Key: sekret",), 200)):
+            connection.sendall(chunked(*lines) + chunks(RED, 100) + b"0\r\nX-API-Key: sekret\r\nX-Other: y\r\n\r\n")
+            assert answer(connection)[0] == status
+    with connect(guarded_server) as connection:  # however much there is, it is counted for each request by itself
+        trailer = b"0\r\nx: " + b"y" * 40_000 + b"\r\n\r\n"
+        for _ in range(3):
+            connection.sendall(chunked("X-API-Key: sekret") + chunks(RED, 100) + trailer)
+            assert answer(connection)[0] == 200
+        connection.sendall(chunked("X-API-Key: sekret") + chunks(RED, 100) + trailer.replace(b"y", b"yy"))
+        assert answer(connection)[0] == 400
+
+
+def test_large_bodies_however_they_are_framed(guarded_server: Server) -> None:
+    """What a body has beside its content is bounded between two pieces of content, not in all."""
+    large, end = colour(220, 30, 30, "BMP", side=1500), b"0\r\n\r\n"
+    assert len(large) > 6_000_000
+    key = "X-API-Key: sekret"
+    requests = [
+        head(large, key) + large,
+        chunked(key) + chunks(large, len(large)) + end,
+        chunked(key) + chunks(large, 10_000, b";x=" + b"y" * 1000) + end,
+        chunked(key) + chunks(RED, 1, b";x=" + b"y" * 1000) + end,
+    ]
+    with connect(guarded_server) as connection:
+        for request in requests:
+            connection.sendall(request)
+            status, text = answer(connection)
+            assert (status, b'"label":"red"' in text) == (200, True), text
+    with connect(guarded_server) as connection:  # one behind the other
+        last = head(RED, key, "Connection: close") + RED
+        sender = threading.Thread(target=connection.sendall, args=(b"".join([*requests, last]),))
+        sender.start()
+        said = all_until_closed(connection)
+        sender.join()
+    assert said.count(b'"predictions":[{"label":"red"') == len(requests) + 1
 
 
 def test_a_full_disk_behind_the_log(colours_path: Path) -> None:
