@@ -15,6 +15,9 @@ from serving.errors import ApiError
 
 __all__ = ["Part", "parse_multipart"]
 
+# A boundary has at most 70 characters (RFC 2046, 5.1.1); the time to find it grows with the square of the length.
+_MAX_CONTENT_TYPE = 2**10
+
 
 @dataclass
 class Part:
@@ -28,8 +31,11 @@ def parse_multipart(body: bytes, content_type: str, max_parts: int) -> list[Part
     """The parts of ``body``, in order.
 
     Raises:
-        ApiError: 400, no boundary or a malformed or unfinished body; 413, more than ``max_parts`` parts.
+        ApiError: 400, a Content-Type that is too long or has no boundary, or a malformed or unfinished body; 413, more
+            than ``max_parts`` parts.
     """
+    if len(content_type) > _MAX_CONTENT_TYPE:
+        raise ApiError(400, f"The Content-Type has more than {_MAX_CONTENT_TYPE} characters; send a shorter boundary.")
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise ApiError(400, "The Content-Type multipart/form-data has no boundary; let your HTTP client set it.")

@@ -46,6 +46,15 @@ def test_no_boundary(content_type: str) -> None:
     assert caught.value.status == 400
 
 
+def test_a_content_type_as_long_as_a_head_may_be() -> None:
+    body, content_type = form(("image", b"1"))
+    longest = f"{content_type}; x=".ljust(1024, ";")
+    assert [bytes(part.content) for part in parse_multipart(body, longest, 5)] == [b"1"]
+    with pytest.raises(ApiError, match="more than 1024 characters") as caught:
+        parse_multipart(body, longest + ";", 5)
+    assert caught.value.status == 400
+
+
 def test_a_wrong_boundary_and_too_many_parts() -> None:
     body, content_type = form(("image", b"1"), ("image", b"2"))
     with pytest.raises(ApiError) as caught:
