@@ -101,7 +101,9 @@ async def require_key(
         ApiError: 401, if keys are configured and neither header carries one.
     """
     keys: ApiKeys = request.app.state.services.keys
-    name = keys.accept(key or (bearer.credentials if bearer else ""))
+    given = [candidate for candidate in (key, bearer.credentials if bearer else None) if candidate]
+    # A proxy may have added one of the two for itself. Both are looked up: the time must not tell which one is right.
+    name = next(filter(None, [keys.accept(candidate) for candidate in given]), None)
     if name is None:
         raise ApiError(
             401,

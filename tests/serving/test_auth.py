@@ -14,6 +14,7 @@ import pytest
 from cbn_deploy.errors import SettingsError
 from serving.auth import ApiKeys
 from tests.serving.files import RED
+from tests.serving.in_process import InProcess
 from tests.serving.server import Server
 
 
@@ -52,6 +53,10 @@ def test_a_guarded_server(start_server: Callable[..., Server], colours_path: Pat
             assert ("error" in refused.json()) == route.startswith("/v2")
         assert client.get(route, headers={"X-API-Key": "a-long-random-key"}).status_code == 200
         assert client.get(route, headers={"Authorization": "Bearer a-long-random-key"}).status_code == 200
+    wrong, right = "a-wrong-key", "a-long-random-key"
+    for key, bearer, status in ((wrong, right, 200), (right, wrong, 200), ("", right, 200), (wrong, wrong, 401)):
+        both = {"X-API-Key": key, "Authorization": f"Bearer {bearer}"}
+        assert client.get("/v1/models", headers=both).status_code == status, both
     assert client.post("/v1/classify", files={"image": RED}).status_code == 401
     assert client.post("/v1/classify", files={"image": RED}, headers={"X-API-Key": "a-long-random-key"}).is_success
     for route in ("/healthz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"):
@@ -149,6 +154,15 @@ def test_a_clock_that_goes_back_does_not_stop_the_looking(tmp_path: Path) -> Non
     clock.now -= 3600
     write(path, b"new\n", clock.now - 30)
     assert keys.accept("new")
+
+
+def test_the_digest_of_no_key_opens_nothing(start_app: Callable[..., InProcess], tmp_path: Path) -> None:
+    """As a shell writes it whose variable is empty."""
+    path = tmp_path / "keys"
+    path.write_text(f"sha256:{hashlib.sha256(b'').hexdigest()}\n")
+    client = start_app(api_key_file=path)
+    for headers in ({}, {"X-API-Key": ""}, {"Authorization": "Bearer "}):
+        assert client.get("/v1/models", headers=headers).status_code == 401
 
 
 def test_a_running_server_takes_a_new_key_and_names_it_in_the_log(
