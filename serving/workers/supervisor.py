@@ -109,7 +109,10 @@ class Supervisor:
             if self._signal.done():
                 return
             if not self._is_open:
-                raise SettingsError(outcome["reason"])
+                raise SettingsError(
+                    outcome.get("reason")
+                    or f"Worker {number} ended with {outcome['exit_code']} before the port was open; see its log above."
+                )
             if time.monotonic() - started > _STEADY_SECONDS:
                 delay = _FIRST_DELAY_SECONDS
             log.error("worker ended", extra={"fields": {"worker": number, **outcome, "restart_in_seconds": delay}})

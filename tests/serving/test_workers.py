@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cbn_deploy.runtime.factory import available_cpus
 from tests.onnx_models import COLOURS, colour_model, spin_for, write_colour_model
 from tests.serving.files import BLUE, GREEN, RED
-from tests.serving.server import Server
+from tests.serving.server import PROGRAM, ROOT, Server
 from tests.serving.test_cli import assert_one_sentence, run
 from tests.serving.test_reload import eventually
 
@@ -189,6 +192,29 @@ def test_models_that_cannot_be_served(tmp_path: Path, colours_path: Path) -> Non
     broken = write_colour_model(tmp_path / "nan.onnx", colour_model(broken_weight=float("nan")))
     done = run(colours_path, broken, "--workers", 2, "--port", 0)
     assert_one_sentence(done, "finite")
+
+
+def test_a_worker_that_ends_while_another_still_loads(colours_path: Path) -> None:
+    """Worker 1 is stopped as soon as it is there, so that the port is never opened."""
+    stopping = """
+import os, signal, serving.workers.life as life
+class Life(life.WorkerLife):
+    def __init__(self, number, *others, **named):
+        super().__init__(number, *others, **named)
+        if number == 1:
+            os.kill(self.pid, signal.SIGSTOP)
+import serving.workers.supervisor as supervisor
+supervisor.WorkerLife = Life
+"""
+    command = [sys.executable, "-c", f"{stopping}\n{PROGRAM}", str(colours_path), "--workers", "2", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        ready = next(entry for entry in map(json.loads, process.stderr) if entry["message"] == "worker ready")
+        assert ready["worker"] == 0
+        os.kill(ready["pid"], signal.SIGKILL)
+        said = process.stderr.read()
+    assert said == "Error: Worker 0 ended with -9 before the port was open; see its log above.\n"
+    assert process.returncode == 2
 
 
 def test_a_server_with_tls_and_keys_that_is_killed_leaves_no_process(
