@@ -17,6 +17,8 @@ from tests.serving.files import RED
 from tests.serving.server import Server
 from tests.serving.test_errors import assert_problem
 
+PATIENCE = 30.0
+
 
 def post(server: Server, pool: ThreadPoolExecutor) -> Future[httpx.Response]:
     return pool.submit(httpx.post, f"{server.url}/v1/classify", files={"image": RED}, timeout=60.0, trust_env=False)
@@ -188,3 +190,23 @@ def test_a_drain_has_an_end(start_server: Callable[..., Server], slow_path: Path
         assert time.monotonic() - started < 6
         server_ended.set()
         client.result()
+
+
+@pytest.mark.parametrize("stuck", ["serving.images.decode_image", "serving.batching._predict"])
+def test_a_drain_does_not_wait_for_what_it_has_given_up(
+    start_server: Callable[..., Server], colours_path: Path, stuck: str
+) -> None:
+    """Neither for an image that is being decoded, nor for a batch that runs."""
+    module, _, name = stuck.rpartition(".")
+    prelude = f"import time, {module} as m; m.{name} = lambda *_: time.sleep({3 * PATIENCE})"
+    server = start_server(colours_path, "--threads", 1, "--drain-timeout", 1, prelude=prelude)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        cut_off = post(server, pool)
+        wait_until_in_flight(server, 1)
+        server.client.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=PATIENCE) == 0
+        with pytest.raises(httpx.HTTPError):
+            cut_off.result().raise_for_status()
+    # The log is written to its end all the same.
+    assert any(entry["message"].startswith("Finished server process") for entry in server.whole_log())
