@@ -126,16 +126,15 @@ class Batcher:
         seconds = requests * self._seconds_per_request / self._pool.concurrency
         return min(max(1, math.ceil(seconds)), _MAX_RETRY_SECONDS)
 
-    async def submit(self, images: Images, *, deadline: float | None = None) -> BatchedPrediction:
+    async def submit(self, images: Images) -> BatchedPrediction:
         """Classify ``images``, float32 (n, 3, H, W), n >= 1. If the caller is cancelled they are not run any more.
 
         Args:
             images: preprocessed as the model's description says; not to be changed before the answer.
-            deadline: by the event loop's clock; an answer that is not there by then is not waited for.
 
         Raises:
             InputError: wrong shape or dtype.
-            ApiError: 503 with Retry-After, the queue is full; 504, the deadline has passed.
+            ApiError: 503 with Retry-After, the queue is full.
         """
         self._session.check(images)
         if len(self._queue) >= self._max_queue:
@@ -145,15 +144,11 @@ class Batcher:
                 {"Retry-After": str(self.retry_after(len(self._queue)))},
                 reason="queue_full",
             )
-        loop = asyncio.get_running_loop()
-        request = _Request(images, loop.create_future(), time.perf_counter())
-        timer = None if deadline is None else loop.call_at(deadline, _expire, request)
+        request = _Request(images, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._enqueue(request)
         try:
             return await request.future
         finally:
-            if timer is not None:
-                timer.cancel()
             self._forget(request)
 
     def _enqueue(self, request: _Request) -> None:
@@ -168,7 +163,7 @@ class Batcher:
             runner.add_done_callback(self._runners.discard)
 
     def _forget(self, request: _Request) -> None:
-        """After an answer, a cancellation or a deadline nothing of the request is run any more."""
+        """After an answer or a cancellation nothing of the request is run any more."""
         if request.left and request in self._queue:
             self._queue.remove(request)
             self._images_waiting -= request.left
@@ -235,11 +230,6 @@ class Batcher:
     def _measure(self, seconds: float, requests: int) -> None:
         newest, known = seconds / requests, self._seconds_per_request
         self._seconds_per_request = newest if known == 0 else known + _NEWEST * (newest - known)
-
-
-def _expire(request: _Request) -> None:
-    if not request.future.done():
-        request.future.set_exception(ApiError(504, "No answer in the time allowed; allow more, or send fewer images."))
 
 
 def _predict(session: Session, arrays: Sequence[Images]) -> list[Prediction | Exception]:

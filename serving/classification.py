@@ -32,11 +32,11 @@ class Classification:
         self._over("decode", started, time.perf_counter() - started)
         return images
 
-    async def predict(self, images: NDArray[np.float32], *, deadline: float | None = None) -> BatchedPrediction:
+    async def predict(self, images: NDArray[np.float32]) -> BatchedPrediction:
         """Classify ``images``, float32 (n, 3, H, W); errors as :meth:`Batcher.submit`."""
         self._log.update(images=len(images))
         started = time.perf_counter()
-        answer = await self._model.predict(images, deadline=deadline)
+        answer = await self._model.predict(images)
         self._over("queue", started, answer.queue_seconds)
         self._over("inference", started + answer.queue_seconds, answer.inference_seconds, answer.batch_size)
         self._log.update({f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in self.seconds.items()})

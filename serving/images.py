@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from serving.errors import ApiError
 from serving.multipart import parse_multipart
 from serving.settings import ServingSettings
 
-__all__ = ["Decoder", "read_images"]
+__all__ = ["Decoder", "Upload", "read_upload", "split_upload", "which_image"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,25 +30,47 @@ _FIELD = "image"
 _INLINE_FORM_BYTES = 64 * 2**10
 
 
-async def read_images(request: Request, settings: ServingSettings, decoder: Decoder) -> list[bytes]:
-    """The image files in a request: the parts named ``image`` of a form, or the body itself; at least one, none empty.
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """The body of a request: an image file, or a form of them, whose boundary is in its Content-Type."""
+
+    body: bytes
+    content_type: str
+    is_form: bool
+
+
+async def read_upload(request: Request, settings: ServingSettings) -> Upload:
+    """The whole body of a request that may hold images.
 
     Raises:
-        ApiError: 400 malformed or unfinished body, 408 too slow, 413 too many bytes or images, 415 another media type,
-            422 no image, an empty one, or another field.
+        ApiError: 400 unfinished body, 408 too slow, 413 too many bytes, 415 another media type.
     """
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     is_form = media_type == "multipart/form-data"
     _check_media_type(request, media_type, is_form)
     body = bytes(await read_body(request, settings.max_upload_bytes, settings.upload_timeout))
-    images = await _split(body, content_type, settings.max_images, decoder) if is_form else [body]
+    return Upload(body=body, content_type=content_type, is_form=is_form)
+
+
+async def split_upload(upload: Upload, max_images: int, decoder: Decoder) -> list[bytes]:
+    """The image files in an upload: the parts named ``image`` of a form, or the body itself; at least one, none empty.
+
+    Raises:
+        ApiError: 400 malformed form, 413 too many images, 422 no image, an empty one, or another field.
+    """
+    images = await _split(upload, max_images, decoder) if upload.is_form else [upload.body]
     for number, image in enumerate(images, start=1):
         if not image:
             raise ApiError(
-                422, f"{_which(number, len(images))} is empty (0 bytes); send a JPEG, PNG, WebP or BMP file."
+                422, f"{which_image(number, len(images))} is empty (0 bytes); send a JPEG, PNG, WebP or BMP file."
             )
     return images
+
+
+def which_image(number: int, count: int) -> str:
+    """What a sentence that is about image ``number`` of ``count``, counted from 1, begins with."""
+    return "The image" if count == 1 else f"Image {number} of {count}"
 
 
 class Decoder:
@@ -70,8 +93,9 @@ class Decoder:
         """
         if len(images) == 1:
             return (await self.run(self._decode_one, images[0], preprocessing, ""))[None]
+        count = len(images)
         jobs = [
-            asyncio.ensure_future(self.run(self._decode_one, image, preprocessing, f"{_which(number, len(images))}: "))
+            asyncio.ensure_future(self.run(self._decode_one, image, preprocessing, f"{which_image(number, count)}: "))
             for number, image in enumerate(images, start=1)
         ]
         try:
@@ -103,11 +127,11 @@ def _check_media_type(request: Request, media_type: str, is_form: bool) -> None:
         raise ApiError(415, f"The Content-Encoding {encoding[:80]} is not supported; send the image as it is.")
 
 
-async def _split(body: bytes, content_type: str, max_images: int, decoder: Decoder) -> list[bytes]:
+async def _split(form: Upload, max_images: int, decoder: Decoder) -> list[bytes]:
     """The images of a form; a large one is taken apart in a thread, a small one costs less than waking a thread."""
-    if len(body) <= _INLINE_FORM_BYTES:
-        return _form_images(body, content_type, max_images)
-    return await decoder.run(_form_images, body, content_type, max_images)
+    if len(form.body) <= _INLINE_FORM_BYTES:
+        return _form_images(form.body, form.content_type, max_images)
+    return await decoder.run(_form_images, form.body, form.content_type, max_images)
 
 
 def _form_images(body: bytes, content_type: str, max_images: int) -> list[bytes]:
@@ -118,7 +142,3 @@ def _form_images(body: bytes, content_type: str, max_images: int) -> list[bytes]
     if not parts:
         raise ApiError(422, f"The form has no field '{_FIELD}'; send at least one image.")
     return [bytes(part.content) for part in parts]
-
-
-def _which(number: int, count: int) -> str:
-    return "The image" if count == 1 else f"Image {number} of {count}"

@@ -115,7 +115,9 @@ class ServingSettings(BaseSettings):
     max_queue: int = Field(
         default=64, ge=1, le=100_000, description="Requests of a model in progress or waiting in a worker; then 503."
     )
-    timeout: float = Field(default=30.0, gt=0, le=3600, description="Seconds for decoding and inference, then 504.")
+    timeout: float = Field(
+        default=30.0, gt=0, le=3600, description="Seconds from a request's body to its answer, then 504."
+    )
 
     max_upload_bytes: int = Field(default=16 * 2**20, ge=1, le=2**31, description="Bytes of a request's body.")
     max_pixels: int = Field(default=40_000_000, ge=1, le=1_000_000_000, description="Pixels of a decoded image.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Annotated
 
@@ -11,10 +10,11 @@ from fastapi import APIRouter, Query, Request
 from cbn_deploy.runtime import Prediction
 from serving.api.answers import image_results, legend
 from serving.api.direct import DirectRoute
-from serving.api.parameters import applied_prior, check_query, with_estimate
+from serving.api.parameters import Choices, applied_prior, check_query, with_estimate
 from serving.api.schemas import (
     ClassifyQuery,
     ClassifyResponse,
+    ImageResult,
     ModelList,
     ModelSummary,
     Timing,
@@ -22,12 +22,12 @@ from serving.api.schemas import (
 )
 from serving.classification import Classification
 from serving.connection import while_connected
-from serving.errors import ApiError
-from serving.images import read_images
+from serving.images import Upload, read_upload, split_upload
 from serving.models import ServedModel
+from serving.prior_estimate import RecentPrior
 from serving.responses import JsonResponse
-from serving.services import ServicesOf
-from serving.timeouts import timeout
+from serving.services import Services, ServicesOf
+from serving.timeouts import answer_within
 
 __all__ = ["classify_router", "router"]
 
@@ -74,17 +74,13 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
     with services.admission.admit(model):
         choices = check_query(query, model)
         work = Classification(request, model, services)
-        images = await read_images(request, services.settings, services.decoder)
+        upload = await read_upload(request, services.settings)
         limit = min(query.timeout or math.inf, services.settings.timeout)
-        try:
-            async with while_connected(request), timeout(limit):
-                prediction, timing = await _classify(images, work)
-        except asyncio.TimeoutError:
-            raise ApiError(504, f"No answer within {limit:g} seconds; send fewer images.") from None
-        recent = None if choices.prior_kind != "estimate" else await services.decoder.run(model.traffic.prior.estimate)
-        choices = with_estimate(choices, recent)
-        arguments = prediction, model.description, choices
-        results = await services.decoder.run(image_results, *arguments) if query.explain else image_results(*arguments)
+        async with while_connected(request), answer_within(limit):
+            prediction, timing = await _classify(upload, work, services)
+            recent = await _recent_prior(model, choices, services)
+            choices = with_estimate(choices, recent)
+            results = await _results(prediction, model, choices, services)
     return JsonResponse(
         ClassifyResponse(
             model=model.name,
@@ -99,10 +95,23 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
     )
 
 
-async def _classify(images: list[bytes], work: Classification) -> tuple[Prediction, Timing]:
+async def _classify(upload: Upload, work: Classification, services: Services) -> tuple[Prediction, Timing]:
+    images = await split_upload(upload, services.settings.max_images, services.decoder)
     timed = await work.predict(await work.decode(images))
     milliseconds = {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in work.seconds.items()}
     return timed.prediction, Timing(**milliseconds, batch_size=timed.batch_size)
+
+
+async def _recent_prior(model: ServedModel, choices: Choices, services: Services) -> RecentPrior | None:
+    """``None``: no estimate was asked for."""
+    return await services.decoder.run(model.traffic.prior.estimate) if choices.prior_kind == "estimate" else None
+
+
+async def _results(
+    prediction: Prediction, model: ServedModel, choices: Choices, services: Services
+) -> list[ImageResult]:
+    arguments = prediction, model.description, choices
+    return await services.decoder.run(image_results, *arguments) if choices.explain else image_results(*arguments)
 
 
 def _summary(model: ServedModel) -> ModelSummary:

@@ -41,11 +41,11 @@ class ServedModel:
     statistics: ModelStatistics
     traffic: RecentTraffic
 
-    async def predict(self, images: NDArray[np.float32], *, deadline: float | None = None) -> BatchedPrediction:
+    async def predict(self, images: NDArray[np.float32]) -> BatchedPrediction:
         """Classify ``images``, float32 (n, 3, H, W), together with what else waits; see :meth:`Batcher.submit`."""
         started = time.perf_counter()
         try:
-            answer = await self.batcher.submit(images, deadline=deadline)
+            answer = await self.batcher.submit(images)
         except BaseException:
             self.statistics.count_failure(time.perf_counter() - started)
             raise

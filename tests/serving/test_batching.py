@@ -70,8 +70,8 @@ class Bench:
         chosen = {"max_batch": 8, "max_queue": 100, **settings}
         return Batcher(session, self.pool, on_batch=self.records.append, **chosen)  # type: ignore[arg-type]
 
-    def submit(self, *values: float, deadline: float | None = None) -> asyncio.Task[BatchedPrediction]:
-        return asyncio.ensure_future(self.batcher.submit(images(*values), deadline=deadline))
+    def submit(self, *values: float) -> asyncio.Task[BatchedPrediction]:
+        return asyncio.ensure_future(self.batcher.submit(images(*values)))
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -203,36 +203,6 @@ def test_retry_after_follows_the_measured_rate() -> None:
     on_a_loop(run)
 
 
-def test_a_deadline_ends_the_wait_and_the_images_are_not_run() -> None:
-    async def run() -> None:
-        bench = Bench()
-        with bench.busy():
-            await started(bench)
-            now = asyncio.get_running_loop().time()
-            late, punctual = bench.submit(1, deadline=now + 0.05), bench.submit(2, deadline=now + PATIENCE)
-            with pytest.raises(ApiError) as expired:
-                await late
-            assert expired.value.status == 504
-            assert bench.batcher.waiting == 1
-        assert answer(await punctual) == [2]
-        assert bench.session.runs == [[100], [2]]
-
-    on_a_loop(run)
-
-
-def test_a_deadline_during_the_run_is_kept_too() -> None:
-    async def run() -> None:
-        bench = Bench()
-        bench.session.gate.clear()
-        late = bench.submit(1, deadline=asyncio.get_running_loop().time() + 0.05)
-        with pytest.raises(ApiError, match="time allowed"):
-            await late
-        bench.session.gate.set()
-        assert answer(await bench.batcher.submit(images(2))) == [2]
-
-    on_a_loop(run)
-
-
 def test_a_cancelled_caller_is_dropped_before_inference() -> None:
     async def run() -> None:
         bench = Bench(max_batch=2)
@@ -316,11 +286,10 @@ def test_whatever_happens_everybody_gets_an_answer_of_his_own(seed: int) -> None
     async def one(bench: Bench, number: int) -> None:
         await asyncio.sleep(rng.uniform(0, 0.05))
         values = (number * 100 + np.arange(rng.integers(1, 12))).tolist()
-        fate = rng.choice(["answer", "cancel", "poison", "deadline"], p=[0.7, 0.1, 0.1, 0.1])
+        fate = rng.choice(["answer", "cancel", "poison"], p=[0.7, 0.2, 0.1])
         if fate == "poison":
             values[int(rng.integers(len(values)))] = POISON
-        deadline = asyncio.get_running_loop().time() + 0.001 if fate == "deadline" else None
-        task = bench.submit(*values, deadline=deadline)
+        task = bench.submit(*values)
         if fate == "cancel":
             await asyncio.sleep(rng.uniform(0, 0.005))
             task.cancel()
@@ -329,7 +298,7 @@ def test_whatever_happens_everybody_gets_an_answer_of_his_own(seed: int) -> None
             assert fate != "poison"
             assert answer(outcome) == values
         else:
-            expected = {"cancel": asyncio.CancelledError, "poison": RuntimeError, "deadline": ApiError}
+            expected = {"cancel": asyncio.CancelledError, "poison": RuntimeError}
             assert isinstance(outcome, expected[fate])
 
     async def run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.runtime import Prediction
 from serving.api.v2.answer import Answer, encode_answer, json_values, requested_outputs
-from serving.api.v2.compression import accepted_coding, compress, content_coding, decompress
+from serving.api.v2.compression import Coding, accepted_coding, compress, content_coding, decompress
 from serving.api.v2.inputs import read_input
 from serving.api.v2.json_bounds import JsonBounds
 from serving.api.v2.request import InferRequest, RequestedOutput, header_length, parse_request, raw_request
@@ -20,10 +21,9 @@ from serving.api.v2.signature import INPUT
 from serving.body import read_body
 from serving.classification import Classification
 from serving.connection import while_connected
-from serving.errors import ApiError
 from serving.models import ServedModel
 from serving.services import Services, ServicesOf
-from serving.timeouts import timeout
+from serving.timeouts import answer_within
 
 __all__ = ["router"]
 
@@ -64,32 +64,36 @@ async def infer_with_version(request: Request, model: str, version: str, service
 async def _infer(request: Request, served: ServedModel, services: Services) -> Response:
     with services.admission.admit(served):
         work = Classification(request, served, services)
-        bounds = JsonBounds.of(_image_shape(served), services.settings.max_images)
-        body = await _read(request, bounds, services)
-        loop = asyncio.get_running_loop()
-        arrived = loop.time()
-        parsed, given = await _parse(body, request, bounds, served, services)
-        outputs = requested_outputs(parsed, served)
-        limit = min(parsed.timeout or services.settings.timeout, services.settings.timeout)
-        async with while_connected(request):
-            images = given if isinstance(given, np.ndarray) else await _decode(given, work, limit)
-            predicted = await work.predict(images, deadline=arrived + limit)
-        answer = await _encode(parsed, served, outputs, predicted.prediction, services)
-        return await _respond(answer, request, services)
+        coding = content_coding(request.headers.get("content-encoding", ""))
+        packed = await _read(request, services)
+        arrived, most = asyncio.get_running_loop().time(), services.settings.timeout
+        async with while_connected(request), answer_within(most):
+            bounds = JsonBounds.of(_image_shape(served), services.settings.max_images)
+            body = packed if coding is None else await _unpack(packed, coding, request, bounds, services)
+            parsed, given = await _parse(body, request, bounds, served, services)
+            # What a client allows is known only now.
+            async with answer_within(min(parsed.timeout or math.inf, most), since=arrived):
+                outputs = requested_outputs(parsed, served)
+                images = given if isinstance(given, np.ndarray) else await work.decode(given)
+                predicted = await work.predict(images)
+                answer = await _encode(parsed, served, outputs, predicted.prediction, services)
+                return await _respond(answer, request, services)
 
 
-async def _read(request: Request, bounds: JsonBounds, services: Services) -> memoryview:
-    """The body, unpacked."""
-    settings = services.settings
-    coding = content_coding(request.headers.get("content-encoding", ""))
+async def _read(request: Request, services: Services) -> memoryview:
+    """The body as it came."""
     text = request.headers.get(_HEADER_LENGTH, "")
     # So that the tensor behind the JSON is aligned and need not be copied; a wrong length is refused later.
     front = -int(text[-4:]) % _ALIGNMENT if text.isascii() and text.isdecimal() else 0
-    body = await read_body(request, settings.max_upload_bytes, settings.upload_timeout, front=front)
-    if coding is None:
-        return body
+    return await read_body(request, services.settings.max_upload_bytes, services.settings.upload_timeout, front=front)
+
+
+async def _unpack(
+    body: memoryview, coding: Coding, request: Request, bounds: JsonBounds, services: Services
+) -> memoryview:
+    most = services.settings.max_upload_bytes
     # Without that header all of it is JSON.
-    limit = settings.max_upload_bytes if text else min(settings.max_upload_bytes, bounds.max_bytes)
+    limit = most if request.headers.get(_HEADER_LENGTH) else min(most, bounds.max_bytes)
     return await services.decoder.run(decompress, body, coding, limit)
 
 
@@ -112,14 +116,6 @@ async def _parse(
 def _image_shape(served: ServedModel) -> tuple[int, int, int]:
     size = served.description.preprocessing
     return 3, size.height, size.width
-
-
-async def _decode(files: list[bytes], work: Classification, limit: float) -> NDArray[np.float32]:
-    try:
-        async with timeout(limit):
-            return await work.decode(files)
-    except asyncio.TimeoutError:
-        raise ApiError(504, f"The images were not decoded within {limit:g} seconds; send fewer.") from None
 
 
 async def _encode(
