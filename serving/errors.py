@@ -7,6 +7,7 @@ client has gone · 500 our fault · 503 full, or no model ready · 504 too slow.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -28,6 +29,8 @@ _SENTENCES = {
     500: "The server failed on this request; its log has the details under this request id.",
 }
 
+
+log = logging.getLogger("serving.error")
 
 # As RFC 9110 has them; the names in http.HTTPStatus depend on Python's version.
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content", CLIENT_GONE: "Client Closed Request"}
@@ -106,6 +109,9 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _answer(request: Request, error: Exception) -> JsonResponse:
     match error:
         case ApiError():
+            if error.status == 500:  # its client is told that the log has it
+                fields = {"request_id": request.state.request_id, "reason": error.detail, **request.state.log}
+                log.error("no answer", extra={"fields": fields})
             return error_response(request.scope, error.status, error.detail, error.headers, reason=error.reason)
         case HTTPException():
             return error_response(request.scope, error.status_code, headers=error.headers)

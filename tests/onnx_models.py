@@ -43,15 +43,17 @@ def colour_model(
     with_posterior: bool = False,
     broken_weight: float = 1.0,
     spin: int = 0,
+    blind_above: float | None = None,
 ) -> onnx.ModelProto:
     """logits = 10 * mean colour (B, 3), through a model-local function; posterior = softmax over the colours.
 
-    ``spin`` matrix products in a loop make each run slow without changing its answer.
+    ``spin`` matrix products in a loop make each run slow without changing its answer. An image whose mean over all
+    colours is above ``blind_above`` has the logits NaN, as one that overflows in a lower precision may.
     """
     weight = np.eye(3, classes, dtype=np.float32) * SHARPNESS * broken_weight
     nodes = [
         helper.make_node("MeanColour", [input_name], ["mean"], domain=DOMAIN),
-        helper.make_node("MatMul", ["mean", "weight"], ["logits" if not spin else "answer"]),
+        helper.make_node("MatMul", ["mean", "weight"], ["logits" if not spin and blind_above is None else "answer"]),
     ]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])]
     initializers = [numpy_helper.from_array(weight, "weight")]
@@ -61,6 +63,9 @@ def colour_model(
     if spin:
         nodes += _spin_nodes(spin)
         initializers += _spin_initializers(spin)
+    elif blind_above is not None:
+        nodes += _blind_nodes()
+        initializers += _blind_initializers(blind_above)
     images = helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch, 3, size, size])
     graph = helper.make_graph(nodes, "colours", [images], outputs, initializers)
     model = helper.make_model(
@@ -100,6 +105,25 @@ def _mean_colour() -> onnx.FunctionProto:
         helper.make_node("Flatten", ["pooled"], ["y"]),
     ]
     return helper.make_function(DOMAIN, "MeanColour", ["x"], ["y"], nodes, [helper.make_opsetid("", 18)])
+
+
+def _blind_nodes() -> list[onnx.NodeProto]:
+    """The root of a negative number is NaN, and NaN times zero too."""
+    return [
+        helper.make_node("ReduceMean", ["mean", "colour_axis"], ["brightness"], keepdims=1),
+        helper.make_node("Sub", ["limit", "brightness"], ["left"]),
+        helper.make_node("Sqrt", ["left"], ["root"]),
+        helper.make_node("Mul", ["root", "zero"], ["nothing"]),
+        helper.make_node("Add", ["answer", "nothing"], ["logits"]),
+    ]
+
+
+def _blind_initializers(limit: float) -> list[onnx.TensorProto]:
+    return [
+        numpy_helper.from_array(np.array(limit, dtype=np.float32), "limit"),
+        numpy_helper.from_array(np.array(0.0, dtype=np.float32), "zero"),
+        numpy_helper.from_array(np.array([1], dtype=np.int64), "colour_axis"),
+    ]
 
 
 def _spin_nodes(spin: int) -> list[onnx.NodeProto]:

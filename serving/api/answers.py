@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cbn_deploy.runtime import ModelDescription, Prediction
 from cbn_deploy.runtime.familiarity import ALL_GROUPS, Threshold, energies, energy_threshold
 from cbn_deploy.runtime.ranking import corrected_logits, rank
+from serving.api.finite import require_finite
 from serving.api.parameters import Choices
 from serving.api.schemas import Explanation, ImageResult, LegendEntry
 from serving.explain import colour, layer_map, map_size
@@ -18,7 +19,12 @@ __all__ = ["image_results", "legend"]
 
 
 def image_results(prediction: Prediction, description: ModelDescription, choices: Choices) -> list[ImageResult]:
-    """The answers, in the order of the images. Drawing takes milliseconds: with ``explain`` not on the event loop."""
+    """The answers, in the order of the images. Drawing takes milliseconds: with ``explain`` not on the event loop.
+
+    Raises:
+        ApiError: 500, the model has no finite answer to one of them.
+    """
+    require_finite(prediction.logits, *(prediction.posteriors.values() if choices.explain else ()))
     corrected = corrected_logits(prediction.logits, description, choices.prior)
     results = []
     for index, energy in enumerate(energies(prediction.logits).tolist()):

@@ -11,6 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from cbn_deploy.runtime import Prediction
+from serving.api.finite import require_finite
 from serving.api.v2.request import InferRequest, RequestedOutput, short
 from serving.api.v2.signature import LOGITS, POSTERIOR_PREFIX, output_tensors
 from serving.api.v2.tensors import bytes_to_binary, floats_to_binary
@@ -53,7 +54,11 @@ def json_values(outputs: Sequence[RequestedOutput], prediction: Prediction) -> i
 def encode_answer(
     request: InferRequest, model: ServedModel, outputs: Sequence[RequestedOutput], prediction: Prediction
 ) -> Answer:
-    """The response to ``request``: its outputs in the order in which they were asked for."""
+    """The response to ``request``: its outputs in the order in which they were asked for.
+
+    Raises:
+        ApiError: 500, logits whose highest are asked for are not finite; tensors are returned as they are.
+    """
     described: list[dict[str, Any]] = []
     binary: list[bytes | memoryview] = []
     for output in outputs:
@@ -73,8 +78,12 @@ def encode_answer(
 def top_classes(logits: NDArray[np.float32], class_names: Sequence[str], count: int) -> list[list[str]]:
     """``value:index:label`` of the ``count`` highest logits (all, if there are fewer) of each image (n, K), best first.
 
-    The value is the logit, in as few digits as give the float32 back. Equal ones keep the classes' order; NaN is last.
+    The value is the logit, in as few digits as give the float32 back. Equal ones keep the classes' order.
+
+    Raises:
+        ApiError: 500, they are not all finite.
     """
+    require_finite(logits)
     best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
     return [
         [f"{row[index]!s}:{index}:{class_names[index]}" for index in order]
