@@ -51,6 +51,10 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "CBN + SBN, normaliser shared": (*DUAL_PATH, *NO_CONSISTENCY, "norm.normalizer=shared"),
     **{f"CBN, {name}": (*ONE_PATH, *change) for name, change in CHOICES.items()},
     **{f"CBN + SBN + DPL, {name}": (*DUAL_PATH, *change) for name, change in DUAL_CHOICES.items()},
+    # How fast the statistics follow the batches: one component, where they only serve after training, is the control.
+    "CBN, 1 components, momentum 0.9": (*ONE_PATH, "components=1", "norm.momentum=0.9"),
+    "CBN, momentum 0.5": (*ONE_PATH, "norm.momentum=0.5"),
+    "CBN + SBN + DPL, momentum 0.9": (*DUAL_PATH, "norm.momentum=0.9"),
 }
 
 
