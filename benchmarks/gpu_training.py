@@ -128,6 +128,7 @@ def _groups(arguments: argparse.Namespace, execution: Execution) -> Iterator[Gro
             seed=seed,
             workers=arguments.workers,
             two_views=any(plan.recipe.two_views for plan in plans),
+            sampling=plans[0].recipe.sampling,
             device=execution.device,
             device_views=execution.device_views,
         )

@@ -17,14 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cbn_deploy.atomic import atomic_write_bytes
 from cbn_deploy.data import LongTailedData, TrainingBatch, TrainingLoader, evaluation_batches
+from cbn_deploy.errors import CheckpointError, RecipeError
 from cbn_deploy.models import create_model
 from cbn_deploy.training.artifacts import build_report
 from cbn_deploy.training.averages import StepSums, means_of
+from cbn_deploy.training.classification import Classification
 from cbn_deploy.training.decoupled import stages
 from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.evaluation import evaluate_predictions
-from cbn_deploy.training.execution import Execution
+from cbn_deploy.training.execution import Execution, check_recordable
+from cbn_deploy.training.folder import check_same_run
 from cbn_deploy.training.metrics_log import EpochMetrics
 from cbn_deploy.training.predictions import Predictions, predict
 from cbn_deploy.training.ranks import Ranks
@@ -51,37 +55,53 @@ class Trainee:
         data: its images.
         execution: on a CUDA device, with CUDA graphs.
         state: file of its state; if there is one, the training goes on from there.
+
+    Raises:
+        CbnError: the recipe asks for what is not done here, or the state is damaged or another training's.
     """
 
     def __init__(self, plan: Plan, data: LongTailedData, execution: Execution, state: Path) -> None:
         self.plan, self.data, self.execution, self._state = plan, data, execution, state
         recipe = plan.recipe
+        _check_possible(plan, execution)
         torch.manual_seed(recipe.seed)
         self.model = create_model(recipe.architecture(len(data.class_names)), data.class_counts).to(execution.device)
         self.model.train()
         (self._stage,) = stages(recipe)
-        self._classify = self._stage.classification_loss(data.class_counts, 0, execution.device)
+        self._classifications: dict[bool, Classification] = {}
         self._descent = Descent(self.model, recipe, execution, Ranks())
         self.history: list[EpochMetrics] = []
         self.completed, self.seconds, self.diverged = 0, 0.0, ""
         if state.is_file():
             self._restore()
+        self._first = self.completed
         self._descent.prepare()
         self._stream = torch.cuda.Stream() if execution.device.type == "cuda" else None
         self._sums: Tensor | None = None
         self._parts: tuple[str, ...] = ()
 
+    def takes_part(self, epoch: int) -> bool:
+        """Whether epoch ``epoch`` (0-based) is still to be trained here; others of the fleet may not be as far."""
+        return not self.diverged and epoch >= self._first
+
+    def _classification(self, epoch: int) -> Classification:
+        weighted = self._stage.is_weighted(epoch)
+        if weighted not in self._classifications:  # one function for all epochs: recorded steps are known by it
+            counts, device = self.data.class_counts, self.execution.device
+            self._classifications[weighted] = self._stage.classification_loss(counts, epoch, device)
+        return self._classifications[weighted]
+
     def take(self, batch: TrainingBatch, epoch: int, step: int, steps: int) -> None:
         """Enqueue one step; nothing waits."""
         rate = self._stage.learning_rate(epoch, step, steps)
-        recipe = self.plan.recipe
+        recipe, classify = self.plan.recipe, self._classification(epoch)
         batch = batch if recipe.two_views else replace(batch, weak=None)
         if self._stream is None:
-            self._add(self._descent.take(batch, recipe, self._classify, rate))
+            self._add(self._descent.take(batch, recipe, classify, rate))
             return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            self._add(self._descent.take(batch, recipe, self._classify, rate))
+            self._add(self._descent.take(batch, recipe, classify, rate))
         for tensor in (batch.strong, batch.weak, batch.labels):
             if tensor is not None:
                 tensor.record_stream(self._stream)
@@ -159,17 +179,22 @@ class Trainee:
             class_counts=self.data.class_counts,
             seconds=self.seconds,
         )
+        # The history first: of a longer one the state takes what it needs.
+        history = json.dumps([vars(epoch) for epoch in self.history])
+        atomic_write_bytes(self._state.with_suffix(".json"), history.encode())
         save_state(self._state, state)
-        self._state.with_suffix(".json").write_text(json.dumps([vars(epoch) for epoch in self.history]))
 
     def _restore(self) -> None:
         state = load_state(self._state)
-        if state.recipe != self.plan.recipe.to_dict():
-            raise ValueError(f"{self._state} is of another recipe")
+        check_same_run(state, self.plan.recipe, self.data.class_names, self.data.class_counts)
         restore_state(state, self.model, self._descent.optimizer)
         self.completed, self.seconds = state.epoch, state.seconds
-        rows = json.loads(self._state.with_suffix(".json").read_text())
-        self.history = [EpochMetrics(**row) for row in rows][: state.epoch]
+        self.history = _read_history(self._state.with_suffix(".json"))[: state.epoch]
+        if len(self.history) != state.epoch:
+            raise CheckpointError(
+                f"{self._state} stands at epoch {state.epoch} and its history at {len(self.history)}; delete both to "
+                "train this row anew."
+            )
 
     def report(self, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """As `cbn-train` writes it."""
@@ -182,6 +207,28 @@ class Trainee:
             seconds=self.seconds,
             execution=self.execution,
         ).to_dict()
+
+
+def _check_possible(plan: Plan, execution: Execution) -> None:
+    recipe = plan.recipe
+    check_recordable(execution, recipe, Ranks())
+    refused = {
+        "decoupled.share": len(stages(recipe)) > 1,
+        "accumulate": recipe.schedule.accumulate > 1,
+        "init_from": recipe.init_from is not None,
+    }
+    for name, is_asked_for in refused.items():
+        if is_asked_for:
+            raise RecipeError(f"{plan.variant} has {name}, which is not done side by side; train it with cbn-train.")
+
+
+def _read_history(path: Path) -> list[EpochMetrics]:
+    try:
+        return [EpochMetrics(**row) for row in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete it and {path.stem}.pt to train this row anew."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -201,11 +248,25 @@ class Reading:
 
 @dataclass
 class Group:
-    """Trainings of one seed on the same images: they see the same batches."""
+    """Trainings of one seed on the same images: they see the same batches.
+
+    Raises:
+        RecipeError: their recipes ask for other batches.
+    """
 
     loader: TrainingLoader
     trainees: list[Trainee]
     test: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        first, *others = (trainee.plan for trainee in self.trainees)
+        for plan in others:
+            for name in ("data", "views", "sampling", "schedule"):
+                if getattr(plan.recipe, name) != getattr(first.recipe, name):
+                    raise RecipeError(
+                        f"{plan.variant} and {first.variant} differ in {name}, so they cannot see the same batches; "
+                        "train them in runs of their own."
+                    )
 
     def load_test(self, device: torch.device) -> None:
         """The test images, normalised, on the device."""
@@ -217,15 +278,15 @@ class Group:
 def train_together(groups: Sequence[Group], epochs: int, *, evaluate_every: int, deadline: float) -> bool:
     """Epoch by epoch until ``epochs`` are done, or ``time.monotonic()`` passes ``deadline``: then False, states saved.
 
-    All trainees have completed the same number of epochs.
+    Trainees that have completed more epochs than others wait until these are as far.
     """
     trainees = [trainee for group in groups for trainee in group.trainees]
-    steps, completed = len(groups[0].loader), trainees[0].completed
+    steps, completed = len(groups[0].loader), min(trainee.completed for trainee in trainees)
     pending: dict[int, Reading] = {}
     begin = time.monotonic()
     while completed < epochs and time.monotonic() < deadline:
         _enqueue_epoch(groups, completed)
-        fresh = {number: t.end_epoch() for number, t in enumerate(trainees) if not t.diverged}
+        fresh = {number: t.end_epoch() for number, t in enumerate(trainees) if t.takes_part(completed)}
         # The means of the epoch before: to wait for this one's would leave the GPU without work.
         begin = _note(trainees, completed - 1, pending, begin, steps)
         pending, completed = fresh, completed + 1
@@ -243,7 +304,7 @@ def _enqueue_epoch(groups: Iterable[Group], epoch: int) -> None:
     for step, batches in enumerate(zip(*(group.loader.epoch(epoch) for group in groups), strict=True)):
         for group, batch in zip(groups, batches, strict=True):
             for trainee in group.trainees:
-                if not trainee.diverged:
+                if trainee.takes_part(epoch):
                     trainee.take(batch, epoch, step, len(group.loader))
 
 
@@ -259,9 +320,10 @@ def _note(trainees: Sequence[Trainee], epoch: int, readings: Mapping[int, Readin
 
 def _evaluate(groups: Sequence[Group], completed: int, epochs: int) -> None:
     for group in groups:
-        scores = {t.plan.variant: t.score(group.test) for t in group.trainees if not t.diverged}
+        taking_part = [trainee for trainee in group.trainees if trainee.takes_part(completed - 1)]
+        scores = {t.plan.variant: t.score(group.test) for t in taking_part}
         line = ", ".join(f"{variant} {100 * top1:.2f}" for variant, top1 in scores.items())
         seconds = group.trainees[0].seconds
         print(f"epoch {completed}/{epochs}, {seconds:.0f} s, seed {group.trainees[0].plan.seed}: {line}", flush=True)
-        for trainee in group.trainees:
+        for trainee in taking_part:
             trainee.save()
