@@ -122,7 +122,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint made by :func:`save_checkpoint`.
 
     Raises:
-        CheckpointError: see :func:`load_tensors`; also a foreign or newer format.
+        CheckpointError: see :func:`load_tensors`; also a foreign or newer format, or outputs and class names that
+            differ in number.
     """
     plain = load_tensors(path)
     if plain.get("format") != _FORMAT:
@@ -140,6 +141,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, OverflowError, ModelFileError) as error:
         raise CheckpointError(f"{path} is incomplete or damaged ({error}); retrain or use another copy.") from error
+    _check_classes(path, checkpoint)
     _check_samples(path, checkpoint)
     return checkpoint
 
@@ -150,14 +152,15 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: the tensors do not fit the architecture, or are not finite.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = create_model(checkpoint.architecture, checkpoint.description.class_counts)
+    misfit = f"The checkpoint's tensors do not fit {checkpoint.architecture.name}; it is damaged or was edited."
+    if not _has_components(checkpoint):
+        raise CheckpointError(misfit)
     try:
+        with torch.random.fork_rng(devices=[]):
+            model = create_model(checkpoint.architecture, checkpoint.description.class_counts)
         model.load_state_dict(checkpoint.state_dict)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"The checkpoint's tensors do not fit {checkpoint.architecture.name}; it is damaged or was edited."
-        ) from error
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(misfit) from error
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"The checkpoint's tensor {name} is not finite; the training run diverged.")
@@ -185,6 +188,30 @@ def _other_kind(path: Path) -> str:
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # damaged, or not ours to read: said later
         return ""
     return "a TorchScript" if any(name.partition("/")[2] == _TORCHSCRIPT_MEMBER for name in names) else ""
+
+
+def _check_classes(path: Path, checkpoint: Checkpoint) -> None:
+    outputs, names = checkpoint.architecture.num_classes, len(checkpoint.description.class_names)
+    if outputs != names:
+        raise CheckpointError(f"{path} has {outputs} outputs but {names} class names; it is damaged or was edited.")
+
+
+def _has_components(checkpoint: Checkpoint) -> bool:
+    """Whether the first layer has as many Gaussians as the architecture says.
+
+    Asked before the network is built: a number that is none could take all memory.
+    """
+    norm = checkpoint.architecture.norm
+    if norm is None:
+        return True
+    expected = {"bn1.running_tau": norm.components}
+    if norm.split_groups is not None:
+        expected["bn1.split.running_tau"] = norm.split_groups
+    tensors = checkpoint.state_dict
+    return all(
+        name in tensors and isinstance(tensors[name], Tensor) and tensors[name].shape == (number,)
+        for name, number in expected.items()
+    )
 
 
 def _check_samples(path: Path, checkpoint: Checkpoint) -> None:

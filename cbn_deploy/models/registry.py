@@ -60,6 +60,8 @@ class ArchitectureConfig:
     def __post_init__(self) -> None:
         if self.name not in MODEL_NAMES:
             raise ValueError(f"model must be one of {', '.join(MODEL_NAMES)}, got {self.name!r}")
+        if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int):
+            raise TypeError(f"num_classes must be a whole number, got {self.num_classes!r}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if self.name.endswith(BN_SUFFIX) != (self.norm is None):
@@ -77,7 +79,7 @@ class ArchitectureConfig:
         norm, scale = plain["norm"], plain.get("cosine_scale")
         return cls(
             name=str(plain["name"]),
-            num_classes=int(plain["num_classes"]),
+            num_classes=plain["num_classes"],
             norm=None if norm is None else NormConfig.from_dict(norm),
             cosine_scale=None if scale is None else float(scale),
         )

@@ -62,14 +62,13 @@ class NormConfig:
     class_grouping: ClassGrouping = "contiguous"
 
     def __post_init__(self) -> None:
-        if self.components < 1:
-            raise ValueError(f"components must be at least 1, got {self.components}")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be above 0, got {self.eps}")
+        _check_count("components", self.components)
+        if self.split_groups is not None:
+            _check_count("split_groups", self.split_groups)
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps must be above 0 and finite, got {self.eps}")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {self.momentum}")
-        if self.split_groups is not None and self.split_groups < 1:
-            raise ValueError(f"split_groups must be at least 1, got {self.split_groups}")
         choices: dict[str, Any] = {
             "statistics": StatisticsReading,
             "initialization": Initialization,
@@ -79,8 +78,8 @@ class NormConfig:
         }
         if isinstance(self.density_scale, str):
             choices["density_scale"] = DensityScale
-        elif not self.density_scale > 0:
-            raise ValueError(f"density_scale must be above 0, got {self.density_scale}")
+        elif not 0 < self.density_scale < math.inf:
+            raise ValueError(f"density_scale must be above 0 and finite, got {self.density_scale}")
         for name, literal in choices.items():
             if getattr(self, name) not in get_args(literal):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {getattr(self, name)!r}")
@@ -105,3 +104,11 @@ class NormConfig:
     def from_dict(cls, plain: Mapping[str, Any]) -> NormConfig:
         """Rebuild from :meth:`to_dict`; raises TypeError or ValueError on unknown or impossible values."""
         return cls(**plain)
+
+
+def _check_count(name: str, number: object) -> None:
+    # Values come from files, too, and of 2.5 or True torch says only that it is no size.
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be a whole number, got {number!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")

@@ -15,6 +15,8 @@ import torch
 
 from cbn_deploy.checkpoint import file_sha256, load_checkpoint, load_model, save_checkpoint
 from cbn_deploy.errors import CheckpointError, OutputError
+from cbn_deploy.norm import NormConfig
+from tests.checkpoints import make_checkpoint
 from tests.onnx_models import colour_model
 
 
@@ -135,6 +137,70 @@ def test_numbers_without_end(checkpoint_path: Path, tmp_path: Path, part: str, f
     plain[part][field] = float("inf")
     torch.save(plain, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="incomplete or damaged"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("components", 4.5),
+        ("components", True),
+        ("split_groups", 2.5),
+        ("eps", float("inf")),
+        ("density_scale", float("inf")),
+    ],
+)
+def test_impossible_numbers_of_the_layers(checkpoint_path: Path, tmp_path: Path, field: str, value: float) -> None:
+    plain = torch.load(checkpoint_path, weights_only=True)
+    plain["architecture"]["norm"][field] = value
+    torch.save(plain, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=f"incomplete or damaged.*{field} must be"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("field", ["components", "split_groups"])
+@pytest.mark.parametrize("number", [5, 10**13])
+def test_components_that_the_tensors_have_not_are_not_allocated(
+    checkpoint_path: Path, field: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = load_checkpoint(checkpoint_path)
+    norm = dataclasses.replace(good.architecture.norm, **{field: number})
+    edited = dataclasses.replace(good, architecture=dataclasses.replace(good.architecture, norm=norm))
+    monkeypatch.setattr("cbn_deploy.checkpoint.create_model", lambda *_: pytest.fail("the network was built"))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(edited)
+
+
+@pytest.mark.parametrize("split_groups", [None, 3])
+def test_a_layer_with_class_groups_of_its_own(tmp_path: Path, split_groups: int | None) -> None:
+    norm = NormConfig(components=2, split_groups=split_groups)
+    make_checkpoint(tmp_path / "m.pt", "resnet8", norm, steps=1)
+    assert load_model(load_checkpoint(tmp_path / "m.pt")).bn1.config == norm
+
+
+def test_a_network_that_cannot_be_built(checkpoint_path: Path) -> None:
+    good = load_checkpoint(checkpoint_path)
+    norm = dataclasses.replace(good.architecture.norm, class_grouping="frequency")
+    architecture = dataclasses.replace(good.architecture, norm=norm, num_classes=11)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(dataclasses.replace(good, architecture=architecture))
+
+
+@pytest.mark.parametrize("outputs", [2, 11, 10**15])
+def test_outputs_without_names(checkpoint_path: Path, tmp_path: Path, outputs: int) -> None:
+    plain = torch.load(checkpoint_path, weights_only=True)
+    plain["architecture"]["num_classes"] = outputs
+    torch.save(plain, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=f"has {outputs} outputs but 10 class names"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("number", [10.5, True, "10"])
+def test_a_number_of_classes_that_is_none(checkpoint_path: Path, tmp_path: Path, number: object) -> None:
+    plain = torch.load(checkpoint_path, weights_only=True)
+    plain["architecture"]["num_classes"] = number
+    torch.save(plain, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="num_classes must be a whole number"):
         load_checkpoint(tmp_path / "m.pt")
 
 
