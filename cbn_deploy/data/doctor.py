@@ -19,10 +19,12 @@ from cbn_deploy.data.image_set import ImageSet, image_kind, read_image
 from cbn_deploy.data.list_doctor import check_published
 from cbn_deploy.data.list_report import ListReport
 from cbn_deploy.data.listing import LabelledFile, Listing, held_out_counts, printable
-from cbn_deploy.data.load import load_data
+from cbn_deploy.data.load import load_data, photograph_preprocessing
 from cbn_deploy.data.published_sets import PUBLISHED_SETS
 from cbn_deploy.data.user_images import list_images
 from cbn_deploy.errors import CbnError, DataError, ImageTooLargeError
+from cbn_deploy.runtime.description import Preprocessing
+from cbn_deploy.runtime.preprocessing import resized_size
 
 __all__ = ["check_data"]
 
@@ -57,6 +59,8 @@ def check_data(
 ) -> DataReport | ListReport:
     """Decode every image and report counts, damage, duplicates and leaks. Damaged files are reported, never raised.
 
+    Of images too elongated to be resized as ``config`` says, which training would refuse, the size is reported.
+
     Two images are the same if their decoded RGB pixels are, whatever the files' names and formats. Of the published
     sets, too large for that, every line and file entry but only a sample of images is examined (``check_published``).
 
@@ -76,11 +80,12 @@ def check_data(
     if data_dir is not None and config.source == "image-folder":
         listing = list_images(data_dir)
         samples = _listed_samples(listing)
-        return _report(listing.root.resolve().name, listing, samples, _examine(samples, progress))
+        findings = _examine(samples, photograph_preprocessing(config), progress)
+        return _report(listing.root.resolve().name, listing, samples, findings)
     data = load_data(config, data_dir)
     samples = [*_set_samples("train", data.train, data.class_names), *_set_samples("test", data.test, data.class_names)]
     listing = Listing(root=Path(data.name), class_names=data.class_names, train=(), test=())
-    return _report(data.name, listing, samples, _examine(samples, progress))
+    return _report(data.name, listing, samples, _examine(samples, data.preprocessing, progress))
 
 
 def _listed_samples(listing: Listing) -> list[_Sample]:
@@ -103,11 +108,13 @@ def _short(path: Path, root: Path) -> str:
     return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _examine(samples: Sequence[_Sample], progress: Progress | None) -> _Findings:
+def _examine(samples: Sequence[_Sample], preprocessing: Preprocessing, progress: Progress | None) -> _Findings:
     findings = _Findings()
     for done, sample in enumerate(samples, start=1):
         try:
             image = sample.read()
+            # Random crops could take any shape, but which images are held out or calibrated on is decided later.
+            resized_size(image.size, preprocessing)
         except CbnError as error:
             kind = findings.too_large if isinstance(error, ImageTooLargeError) else findings.unreadable
             kind.append(Unreadable(sample.name, printable(str(error))))

@@ -11,16 +11,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from cbn_deploy.data.image_set import FileImageSet, ImageSet
 from cbn_deploy.data.pixels import PixelNormalizer
-from cbn_deploy.errors import DataError
+from cbn_deploy.errors import CbnError
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import resize
 
 __all__ = ["evaluation_batches"]
 
 _Pixels = NDArray[np.uint8]
 
 
-class _PixelDataset(Dataset["torch.Tensor | DataError"]):
+class _PixelDataset(Dataset["torch.Tensor | CbnError"]):
     """Images at the model's size by their indices: uint8 (B, H, W, 3)."""
 
     def __init__(self, images: ImageSet, preprocessing: Preprocessing) -> None:
@@ -28,20 +27,20 @@ class _PixelDataset(Dataset["torch.Tensor | DataError"]):
         self._preprocessing = preprocessing
         self._fits = images.fits(preprocessing)
 
-    def __getitem__(self, indices: range) -> torch.Tensor | DataError:
+    def __getitem__(self, indices: range) -> torch.Tensor | CbnError:
         # Returned, not raised: torch buries an error raised in a worker under that process's traceback.
         try:
             return torch.from_numpy(np.stack([self._pixels(index) for index in indices]))
-        except DataError as error:
+        except CbnError as error:
             return error
 
     def _pixels(self, index: int) -> _Pixels:
         if self._fits:
             return self._images.pixels(index)
-        return resize(self._images.image(index), self._preprocessing)
+        return self._images.resized(index, self._preprocessing)
 
 
-def _identity(pixels: torch.Tensor | DataError) -> torch.Tensor | DataError:
+def _identity(pixels: torch.Tensor | CbnError) -> torch.Tensor | CbnError:
     return pixels
 
 
@@ -75,7 +74,7 @@ def evaluation_batches(
     batches = [range(start, min(start + batch_size, len(images))) for start in starts]
     if not (isinstance(images, FileImageSet) and not images.cached):
         workers = 0
-    loader: DataLoader[torch.Tensor | DataError] = DataLoader(
+    loader: DataLoader[torch.Tensor | CbnError] = DataLoader(
         _PixelDataset(images, preprocessing),
         batch_size=None,
         sampler=batches,
@@ -86,6 +85,6 @@ def evaluation_batches(
     )
     normalize = PixelNormalizer(preprocessing, torch.device("cpu"))
     for indices, pixels in zip(batches, loader, strict=True):
-        if isinstance(pixels, DataError):
+        if isinstance(pixels, CbnError):
             raise pixels
         yield normalize(pixels), torch.from_numpy(images.labels[indices.start : indices.stop].copy())

@@ -120,6 +120,18 @@ class ImageSet(ABC):
         image = self.image(index)
         return [_resized_part(image, choose(*image.size), size) for choose in choices]
 
+    def resized(self, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+        """The image at the size of any model: uint8 (H, W, 3).
+
+        Raises:
+            DataError: it cannot be read, or is too elongated to be resized.
+        """
+        image = self.image(index)
+        try:
+            return resize(image, preprocessing)
+        except ImageError as error:  # says itself what to do, but not with which image
+            raise DataError(f"{self.name(index)}: {error} --check lists every such file.") from error
+
     @abstractmethod
     def fits(self, preprocessing: Preprocessing) -> bool:
         """Whether :meth:`pixels` already is what ``resize(image, preprocessing)`` would give."""
@@ -236,11 +248,11 @@ class FileImageSet(ImageSet):
         """Decoded and resized: uint8 (H, W, 3).
 
         Raises:
-            DataError: the file is missing, damaged or too large.
+            DataError: the file is missing, damaged, too large or too elongated to be resized.
         """
         if index in self._cache:
             return self._cache[index]
-        pixels = resize(self.image(index), self.preprocessing)
+        pixels = self.resized(index, self.preprocessing)
         if self.cached:
             self._cache[index] = pixels
         return pixels

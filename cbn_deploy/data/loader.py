@@ -19,12 +19,12 @@ from cbn_deploy.data.pixels import PixelNormalizer
 from cbn_deploy.data.samplers import Sampling
 from cbn_deploy.data.sharding import Sharding
 from cbn_deploy.data.transforms import Views
-from cbn_deploy.errors import DataError
+from cbn_deploy.errors import CbnError, DataError
 
 __all__ = ["WorkerLoader", "training_loader"]
 
 
-class _ViewDataset(Dataset["TrainingBatch | DataError"]):
+class _ViewDataset(Dataset["TrainingBatch | CbnError"]):
     """Whole batches by their portions, so that a view depends on nothing but (seed, epoch, index, repetition).
 
     Their views are still pixels, uint8 (B, H, W, 3).
@@ -36,11 +36,11 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
         self._seed = seed
         self._two_views = two_views
 
-    def __getitem__(self, portion: Portion) -> TrainingBatch | DataError:
+    def __getitem__(self, portion: Portion) -> TrainingBatch | CbnError:
         # Returned, not raised: torch buries an error raised in a worker under that process's traceback.
         try:
             return self._batch(portion)
-        except DataError as error:
+        except CbnError as error:
             return error
 
     def _batch(self, portion: Portion) -> TrainingBatch:
@@ -66,7 +66,7 @@ class _ViewDataset(Dataset["TrainingBatch | DataError"]):
         return torch.from_numpy(np.stack(views) if views else np.empty((0, *self._views.size, 3), np.uint8))
 
 
-def _identity(batch: TrainingBatch | DataError) -> TrainingBatch | DataError:
+def _identity(batch: TrainingBatch | CbnError) -> TrainingBatch | CbnError:
     return batch
 
 
@@ -78,7 +78,7 @@ class WorkerLoader(TrainingLoader):
     ) -> None:
         self._sampler = sampler
         self._normalize = normalize
-        self._loader: DataLoader[TrainingBatch | DataError] = DataLoader(
+        self._loader: DataLoader[TrainingBatch | CbnError] = DataLoader(
             dataset,
             batch_size=None,  # the data set hands over finished batches
             sampler=sampler,
@@ -103,8 +103,8 @@ class WorkerLoader(TrainingLoader):
         self._sampler.epoch = epoch
         return map(self._ready, self._loader)
 
-    def _ready(self, batch: TrainingBatch | DataError) -> TrainingBatch:
-        if isinstance(batch, DataError):
+    def _ready(self, batch: TrainingBatch | CbnError) -> TrainingBatch:
+        if isinstance(batch, CbnError):
             raise batch
         weak = None if batch.weak is None else self._normalize(batch.weak)
         return replace(batch, strong=self._normalize(batch.strong), weak=weak)

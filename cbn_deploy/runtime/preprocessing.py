@@ -25,6 +25,7 @@ __all__ = [
     "normalize",
     "preprocess",
     "resize",
+    "resized_size",
 ]
 
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -203,6 +204,24 @@ def _check_header(image: Image.Image, content: bytes, limits: ImageLimits) -> No
             )
 
 
+def resized_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height that :func:`resize` gives an image of this width and height before it crops. Resizes nothing.
+
+    Raises:
+        ImageTooLargeError: so elongated that resizing its shorter edge would make the other one huge.
+    """
+    if preprocessing.resize_shorter is None:
+        return preprocessing.width, preprocessing.height
+    width, height = size
+    scale = preprocessing.resize_shorter / min(size)
+    resized = (max(round(width * scale), preprocessing.width), max(round(height * scale), preprocessing.height))
+    if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
+        raise ImageTooLargeError(
+            f"The image has {width} x {height} pixels, too elongated to be resized; crop it first."
+        )
+    return resized
+
+
 def resize(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize (and centre-crop) an RGB image to the model's size: uint8 (height, width, 3).
 
@@ -210,20 +229,12 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8
         ImageTooLargeError: so elongated that resizing its shorter edge would make the other one huge.
     """
     target = (preprocessing.width, preprocessing.height)
-    resample = _FILTERS[preprocessing.interpolation]
+    size = resized_size(image.size, preprocessing)
+    if size != image.size:
+        image = image.resize(size, _FILTERS[preprocessing.interpolation])
     if preprocessing.resize_shorter is not None:
-        scale = preprocessing.resize_shorter / min(image.size)
-        size = (max(round(image.width * scale), target[0]), max(round(image.height * scale), target[1]))
-        if size[0] * size[1] > _MAX_RESIZED_PIXELS:
-            raise ImageTooLargeError(
-                f"The image has {image.width} x {image.height} pixels, too elongated to be resized; crop it first."
-            )
-        if size != image.size:
-            image = image.resize(size, resample)
         left, top = (image.width - target[0]) // 2, (image.height - target[1]) // 2
         image = image.crop((left, top, left + target[0], top + target[1]))
-    elif image.size != target:
-        image = image.resize(target, resample)
     return np.asarray(image, dtype=np.uint8)
 
 

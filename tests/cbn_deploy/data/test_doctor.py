@@ -97,6 +97,15 @@ def test_images_that_are_too_large_are_to_be_resized(folder: Path) -> None:
     assert "pixels" in report.too_large[0].reason
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_that_are_too_elongated_for_the_recipe_are_a_problem(folder: Path, split: str) -> None:
+    Image.new("RGB", (200_000, 1)).save(folder / split / "ant" / "line.png")
+    report = check_data(DataConfig(source="image-folder", resize_shorter=256), folder)
+    assert report.problems == (f"1 image is too large; resize or remove them before training ({split}/ant/line.png).",)
+    assert "200000 x 1 pixels, too elongated to be resized; crop it first." in report.too_large[0].reason
+    assert check_data(FOLDER, folder).problems == ()  # squeezed into a square
+
+
 def test_a_listed_file_that_is_missing_is_unreadable(folder: Path) -> None:
     (folder / "train.txt").write_text("train/ant/0.png ant\ntrain/bee/0.png bee\ntrain/bee/nowhere.png bee\n")
     report = check_data(FOLDER, folder)

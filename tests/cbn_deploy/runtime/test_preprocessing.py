@@ -13,7 +13,7 @@ from PIL import Image
 
 from cbn_deploy.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import EncodedImage, ImageLimits, decode_image, preprocess, resize
+from cbn_deploy.runtime.preprocessing import EncodedImage, ImageLimits, decode_image, preprocess, resize, resized_size
 from tests.hostile_images import run_length_encoded_bmp
 
 
@@ -223,6 +223,15 @@ def test_resize_and_normalise() -> None:
 def test_an_image_of_the_right_size_is_not_resampled() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(resize(Image.fromarray(pixels), Preprocessing(height=32, width=32)), pixels)
+
+
+def test_the_size_is_known_and_refused_before_anything_is_resized() -> None:
+    shorter = Preprocessing(height=48, width=48, resize_shorter=56)
+    assert resized_size((300, 100), shorter) == (168, 56)
+    assert resized_size((100, 300), shorter) == (56, 168)
+    assert resized_size((200_000, 1), Preprocessing(height=16, width=12)) == (12, 16)  # squeezed, which costs little
+    with pytest.raises(ImageTooLargeError, match="200000 x 1 pixels, too elongated to be resized; crop it first"):
+        resized_size((200_000, 1), shorter)
 
 
 @pytest.mark.parametrize("size", [(300, 100), (100, 300), (64, 64), (5, 900)])
