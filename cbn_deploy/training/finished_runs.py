@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def read_run(folder: Path) -> Finished:
         report = json.loads(path.read_text(encoding="utf-8"))
         recipe, evaluation = Recipe.from_dict(report["recipe"]), report["evaluation"]
         tested = evaluation["per_class_images"]
+        if not tested:
+            raise ValueError("it has no classes")
         return Finished(
             folder=folder,
             settings={key: value for key, value in recipe.experiment().items() if key != "data.seed"},
@@ -113,9 +116,12 @@ def read_run(folder: Path) -> Finished:
             ),
             figures={key: _number(evaluation[key]) for key in FIGURES},
             recalls=tuple(_number(recall) for recall, _ in zip(evaluation["per_class"], tested, strict=True)),
-            top1=tuple((int(row["epoch"]), float(row["top1"])) for row in report["history"] if row["top1"] is not None),
+            top1=tuple(
+                (int(row["epoch"]), top1) for row in report["history"] if (top1 := _number(row["top1"])) is not None
+            ),
         )
-    except (OSError, ValueError, KeyError, TypeError, CbnError) as error:
+    # A recipe part that is null has no attributes, and no whole number is infinity.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, CbnError) as error:
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         raise DataError(f"{path} is no report of this version ({reason}); leave that run out.") from error
 
@@ -177,7 +183,12 @@ def _label(own: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no figure")
+    return number
 
 
 def _spread(values: Sequence[float]) -> Spread | None:

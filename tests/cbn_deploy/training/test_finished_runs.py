@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -146,3 +147,32 @@ def test_recalls_of_other_classes_are_a_damaged_report(tmp_path, recalls):
     (folder / "report.json").write_text(json.dumps(report))
     with pytest.raises(DataError, match="is no report of this version"):
         read_run(folder)
+
+
+NO_CLASSES = {"classes": [], "evaluation": {"per_class": [], "per_class_images": []}}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"recipe": {"views": None}},
+        {"recipe": {"norm": {"components": 4.5}}},
+        {"history": [{"epoch": math.inf, "top1": 0.5}]},
+        {"history": [{"epoch": 1, "top1": math.nan}]},
+        {"evaluation": {"top1": math.nan}},
+        {"evaluation": {"few": -math.inf}},
+        {"evaluation": {"per_class": [0.5, math.nan, 0.5]}},
+        {"evaluation": {"per_class_images": [4, math.inf, 4]}},
+        NO_CLASSES,
+    ],
+    ids=str,
+)
+def test_an_odd_report_is_one_sentence_that_names_it(tmp_path, odd):
+    file = write_report(tmp_path / "a") / "report.json"
+    report = json.loads(file.read_text())
+    for part, changes in odd.items():
+        report[part] = report[part] | changes if isinstance(changes, dict) else changes
+    file.write_text(json.dumps(report))
+    with pytest.raises(DataError, match="is no report of this version") as caught:
+        read_run(tmp_path / "a")
+    assert str(file) in str(caught.value)
