@@ -146,12 +146,11 @@ def most_confused(
     classes = logits.shape[1]
     predicted = logits.argmax(axis=1)
     wrong = predicted != labels
-    pair_counts = np.bincount(labels[wrong] * classes + predicted[wrong], minlength=classes * classes)
-    order = np.argsort(-pair_counts, kind="stable")[:limit]
+    # Only the pairs that occur: there are K^2 of them, far more than images where the classes are many.
+    pairs, counts = np.unique(labels[wrong].astype(np.int64) * classes + predicted[wrong], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:limit]
     return tuple(
-        Confusion(true=int(pair) // classes, predicted=int(pair) % classes, count=int(pair_counts[pair]))
-        for pair in order
-        if pair_counts[pair]
+        Confusion(true=int(pairs[i]) // classes, predicted=int(pairs[i]) % classes, count=int(counts[i])) for i in order
     )
 
 
