@@ -9,11 +9,12 @@ it names one column of paths and one of labels in usual words, those are read, i
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
-from cbn_deploy.data.labelled_list import MAX_CLASSES, leaves_root, read_text
+from cbn_deploy.data.labelled_list import MAX_CLASSES, leaves_root, read_text, shown, text_lines
 from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted, spelling
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
@@ -81,36 +82,43 @@ def _read(path: Path, root: Path) -> list[tuple[Path, str]]:
 
 
 def _text_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text_lines(text), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         parts = line.strip().rsplit(maxsplit=1)
         if len(parts) != 2:
             raise DataError(
-                f"{path}, line {number}: expected 'path label', got {line.strip()!r}; put a space or a tab between the "
-                "two, or call a list with commas .csv."
+                f"{path}, line {number}: expected 'path label', got {shown(line.strip())}; put a space or a tab "
+                "between the two, or call a list with commas .csv."
             )
         yield number, parts[0], parts[1]
 
 
 def _csv_rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, str, str]]:
-    reader = csv.reader(text.splitlines())
     heading, name, label = _POSITIONS
+    for index, (number, cells) in enumerate(_csv_cells(path, text)):
+        if index == 0 and _is_heading(cells[0], root):
+            heading, name, label = _columns(cells)
+            continue
+        if len(cells) != len(heading) or not (cells[name] and cells[label]):
+            expected, got = ",".join(heading), ",".join(cells)
+            advice = _advice(got, cells, heading)
+            raise DataError(f"{path}, line {number}: expected {shown(expected)}, got {shown(got)}; {advice}.")
+        yield number, cells[name], cells[label]
+
+
+def _csv_cells(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the line that it begins in: a quoted cell may have several lines."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    begins = 1
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if not any(cells):
-                continue
-            if reader.line_num == 1 and _is_heading(cells[0], root):
-                heading, name, label = _columns(cells)
-                continue
-            if len(cells) != len(heading) or not (cells[name] and cells[label]):
-                expected, got = ",".join(heading), ",".join(row)
-                advice = _advice(got, cells, heading)
-                raise DataError(f"{path}, line {reader.line_num}: expected {expected!r}, got {got!r}; {advice}.")
-            yield reader.line_num, cells[name], cells[label]
+            if any(cells):
+                yield begins, cells
+            begins = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+        raise DataError(f"{path}, line {begins}: {error}; see whether a quotation mark is missing.") from error
 
 
 def _advice(row: str, cells: list[str], heading: list[str]) -> str:
@@ -141,7 +149,7 @@ def _inside(root: Path, name: str, source: Path, number: int) -> Path:
     if "\\" in name:
         name = _portable(root, name)
     if leaves_root(name):
-        raise DataError(f"{source}, line {number}: {name!r} lies outside {root}; paths must be relative to it.")
+        raise DataError(f"{source}, line {number}: {shown(name)} lies outside {root}; paths must be relative to it.")
     return root / os.path.normpath(name)
 
 
@@ -161,7 +169,7 @@ def read_class_names(path: Path) -> list[str] | None:
     """
     if not path.is_file():
         return None
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in text_lines(read_text(path)) if line.strip()]
     if len(set(names)) != len(names):
         raise DataError(f"{path} names a class twice; class names must differ.")
     return names
@@ -191,5 +199,5 @@ def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> s
         return label
     counted = ", which numbers count from 0" if as_index else ""
     raise DataError(
-        f"{source}: label {label!r} is none of the {len(names)} known classes{counted}; correct it or classes.txt."
+        f"{source}: label {shown(label)} is none of the {len(names)} known classes{counted}; correct it or classes.txt."
     )

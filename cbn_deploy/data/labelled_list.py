@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from cbn_deploy.errors import DataError
 
-__all__ = ["MAX_CLASSES", "LabelledList", "leaves_root", "read_labelled_list", "read_text"]
+__all__ = ["MAX_CLASSES", "LabelledList", "leaves_root", "read_labelled_list", "read_text", "shown", "text_lines"]
 
 # A class beyond this index is a damaged list, not a data set (the largest public one has 21,841).
 MAX_CLASSES = 100_000
@@ -64,38 +65,45 @@ def read_labelled_list(source: Path) -> LabelledList:
 
 
 def _rows(source: Path) -> Iterator[tuple[int, str, int]]:
-    for number, line in enumerate(read_text(source).splitlines(), start=1):
+    for number, line in enumerate(text_lines(read_text(source)), start=1):
         parts = line.split()
         if not parts:
             continue
         if len(parts) != 2:
             raise DataError(
-                f"{source}, line {number}: expected 'path label', with no space in the path, got {_shown(line)}."
+                f"{source}, line {number}: expected 'path label', with no space in the path, got {shown(line)}."
             )
         name, label = parts
         # ASCII digits only, and never so many that int() would refuse them.
         if not (label.isascii() and label.isdigit()) or len(label) > 9 or int(label) >= MAX_CLASSES:
             raise DataError(
-                f"{source}, line {number}: the label {_shown(label)} is not a whole number in 0 ... {MAX_CLASSES - 1}."
+                f"{source}, line {number}: the label {shown(label)} is not a whole number in 0 ... {MAX_CLASSES - 1}."
             )
         if leaves_root(name):
             raise DataError(
-                f"{source}, line {number}: {_shown(name)} is absolute or leaves the data folder; paths must be "
+                f"{source}, line {number}: {shown(name)} is absolute or leaves the data folder; paths must be "
                 "relative to it."
             )
         yield number, name, int(label)
 
 
 def read_text(source: Path) -> str:
-    """A list's text: UTF-8, with or without a byte-order mark.
+    """A list's text: UTF-8, with or without a byte-order mark, its line ends as they are in the file.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        return source.read_text(encoding="utf-8-sig")
+        with source.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read the list {source} ({error}); save it as UTF-8 text.") from error
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text without their ends, which are those of Unix, Windows and old Macs."""
+    # str.splitlines() ends a line at U+0085, U+2028 and others, too, which may be part of a file's name.
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def leaves_root(name: str) -> bool:
@@ -112,5 +120,6 @@ def leaves_root(name: str) -> bool:
     return depth == 0
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """What a list says, quoted for a message; of a long text the beginning."""
     return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -102,6 +102,13 @@ def test_windows_line_ends_a_byte_order_mark_and_empty_lines_do_no_harm(tmp_path
     assert rows.lines.tolist() == [2, 4]
 
 
+def test_only_line_ends_end_a_line(tmp_path: Path) -> None:
+    source = tmp_path / "list.txt"
+    source.write_text("a.jpg 0\u2028\n\x85\nb.jpg\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"list.txt, line 3: expected 'path label'"):
+        read_labelled_list(source)
+
+
 BAD_LINES = [
     ("only-a-path.jpg", "expected 'path label', with no space in the path, got 'only-a-path.jpg'"),
     ("train/a/0.jpg 0 1", "expected 'path label', with no space in the path, got 'train/a/0.jpg 0 1'"),

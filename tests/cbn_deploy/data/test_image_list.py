@@ -1,0 +1,71 @@
+"""Lists of images: how lines and rows are read, what labels are; see test_user_images.py for what is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cbn_deploy.data.user_images import list_images
+from cbn_deploy.errors import DataError
+
+
+@pytest.mark.parametrize("blank", ["\n", " \n", ",\n", "\r\n\r\n"])
+def test_blank_lines_may_come_before_the_heading_of_a_csv(tmp_path: Path, blank: str) -> None:
+    (tmp_path / "train.csv").write_text(f"{blank}label,path\na,train/Class1/0.png\nb,train/class2/0.png\n", newline="")
+    assert [file.label for file in list_images(tmp_path).train] == ["a", "b"]
+
+
+# Python's str.splitlines() ends a line at each of them.
+@pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_only_line_ends_end_a_line(tmp_path: Path, character: str) -> None:
+    name = f"caf{character}e.png"
+    for file, separator in (("train.txt", " "), ("train.csv", ",")):
+        (tmp_path / file).write_text(f"{name}{separator}cat\r\nb.png{separator}dog\n", encoding="utf-8", newline="")
+        assert [(f.path.name, f.label) for f in list_images(tmp_path).train] == [(name, "cat"), ("b.png", "dog")]
+    (tmp_path / "classes.txt").write_text(f"dog\ncat{character}s\n", encoding="utf-8")
+    (tmp_path / "train.csv").write_text(f"a.png,0\n{name},1\n", encoding="utf-8")
+    assert list_images(tmp_path).class_names == ("dog", f"cat{character}s")
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\r\n", "\u2028"])
+def test_a_quoted_path_is_read_as_it_is(tmp_path: Path, character: str) -> None:
+    text = f'path,label\n"new{character}line.png",cat\nb.png,dog\n'
+    (tmp_path / "train.csv").write_text(text, encoding="utf-8", newline="")
+    assert [file.path.name for file in list_images(tmp_path).train] == [f"new{character}line.png", "b.png"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("name", "separator"), [("train.txt", " "), ("train.csv", ",")])
+def test_a_line_is_counted_as_editors_count(tmp_path: Path, name: str, separator: str, end: str) -> None:
+    lines = ["", f"x\u2028y.png{separator}cat", "", "alone"]
+    (tmp_path / name).write_text(end.join(lines), encoding="utf-8", newline="")
+    with pytest.raises(DataError, match=r"line 4: expected .*, got 'alone'"):
+        list_images(tmp_path)
+
+
+def test_a_row_of_several_lines_is_named_by_its_first(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('a.png,cat\n"b\n.png",dog\n"c.png,cat\nd.png,dog\n')
+    with pytest.raises(DataError, match=r"line 4: expected 'path,label', got 'c.png,cat\\nd.png,dog'"):
+        list_images(tmp_path)
+    (tmp_path / "train.csv").write_text('a.png,cat\n"' + "b.png,dog\n" * 20_000)
+    with pytest.raises(DataError, match=r"line 2: field larger than .*; see whether a quotation mark is missing\."):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.txt", "a" * 10**6),
+        ("train.txt", "../" + "a" * 10**6 + " 0"),
+        ("train.txt", "a.png cat\nb.png " + "a" * 10**6),
+        ("train.csv", "a.png,cat\n" + "a," * 10**6),
+        ("train.csv", "path,label" + ",width" * 10**5 + "\na.png"),
+    ],
+)
+def test_of_a_long_line_a_message_shows_the_beginning(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(DataError) as error:
+        list_images(tmp_path)
+    assert len(str(error.value)) < len(str(tmp_path)) + 400
