@@ -123,13 +123,18 @@ def main() -> None:
 
 def _test_set(description: ModelDescription, data: str, recipe: str | None, settings: list[str]) -> ImageSet:
     from cbn_deploy.training import apply_settings, get_recipe
-    from cbn_deploy.training.test_set import find_test_set, recipe_test_set, with_seed_of
+    from cbn_deploy.training.test_set import DIGITS, find_test_set, recipe_test_set, with_seed_of
 
     if recipe is None:
         if settings:
             raise RecipeError("--set changes a recipe; name it with --recipe.")
         return find_test_set(description, data)
     chosen = apply_settings(with_seed_of(description, get_recipe(recipe)), settings)
+    if chosen.data.source == "digits-lt" and data != DIGITS:
+        raise RecipeError(
+            f"{chosen.name} judges on the digits that come with scikit-learn and reads no folder; give --data "
+            f"{DIGITS}, or leave out --recipe for the images in {data}."
+        )
     return recipe_test_set(description, chosen, data)
 
 

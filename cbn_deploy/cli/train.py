@@ -110,8 +110,11 @@ def train(
     if list_:
         _list(recipe, settings or [], console)
         return
+    execution = _Execution(workers, threads, device, channels_last, compile_, cuda_graphs, device_views)
     if compare:
-        _compare(recipe, compare, plot, console)
+        of_training = {"--data": data, "--out": out, "--set": settings, "--resume": resume, "--check": check}
+        _refuse_with_compare(recipe, [option for option, given in of_training.items() if given], execution)
+        _compare(compare, plot, console)
         return
     if plot is not None:
         raise RecipeError("--plot draws what --compare compares; a training draws its pictures in --out.")
@@ -119,6 +122,7 @@ def train(
         if device not in _DEVICES:
             raise RecipeError(f"There is no device {device!r}; choose one of {', '.join(_DEVICES)}.")
         chosen = _chosen_recipe(recipe, settings or [])
+        _refuse_folder_of_digits(chosen, data)
     except RecipeError:
         if os.environ.get("RANK", "0") == "0":
             raise
@@ -127,7 +131,6 @@ def train(
         _check_data(chosen, data, console)
     else:
         out = out or Path("runs") / chosen.name
-        execution = _Execution(workers, threads, device, channels_last, compile_, cuda_graphs, device_views)
         _train_on_ranks(_Run(chosen, data, out, settings or [], resume, execution), console)
 
 
@@ -149,11 +152,18 @@ def _list(name: str | None, settings: list[str], console: Console) -> None:
         print_recipes(console, name)
 
 
-def _compare(recipe: str | None, folders: list[Path], plot: Path | None, console: Console) -> None:
-    from cbn_deploy.cli.run_table import print_comparison
-
+def _refuse_with_compare(recipe: str | None, options: list[str], execution: _Execution) -> None:
+    """What is typed for a training would otherwise do nothing, and say nothing."""
     if recipe is not None:
         raise RecipeError(f"--compare trains nothing, leave out {recipe!r}; another folder takes another --compare.")
+    options = options + [word for word in execution.words() if word.startswith("--")]
+    if options:
+        raise RecipeError(f"--compare trains nothing and reads finished runs alone; leave out {', '.join(options)}.")
+
+
+def _compare(folders: list[Path], plot: Path | None, console: Console) -> None:
+    from cbn_deploy.cli.run_table import print_comparison
+
     kind = None if plot is None else picture_format(plot)
     rows = print_comparison(console, folders)
     if plot is not None and kind is not None:
@@ -169,6 +179,15 @@ def _chosen_recipe(name: str | None, settings: list[str]) -> Recipe:
     if name is None:
         raise RecipeError(f"Say which recipe to train: {', '.join(RECIPES)}, or another that --list shows.")
     return apply_settings(get_recipe(name), settings)
+
+
+def _refuse_folder_of_digits(recipe: Recipe, data: Path | None) -> None:
+    """Who names a folder means its images, which this source never looks at."""
+    if data is not None and recipe.data.source == "digits-lt":
+        raise RecipeError(
+            f"{recipe.name} trains on the digits that come with scikit-learn and reads no folder; leave out --data, or "
+            f"train on {data} with image-folder."
+        )
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,8 @@ def test_a_damaged_image_is_one_sentence_wherever_it_is_read(cbn_train, tmp_path
         (["digits-lt", "--set", "lrr=1"], "did you mean 'lr'"),
         (["digits-lt", "--set", "epochs=many"], "epochs must be a whole number"),
         (["digits-lt", "--set", "rho=5000"], "without training images"),
+        (["digits-lt", "--data", "/no/folder"], "reads no folder; leave out --data"),
+        (["digits-lt", "--data", ".", "--check"], "reads no folder; leave out --data"),
         (["digits-lt", "--device", "tpu"], "no device 'tpu'"),
         (["digits-lt", "--resume", "--out", "nowhere"], "no run to resume"),
         (["digits-lt", "--out", "/proc/no/folder"], "Cannot write"),
@@ -232,3 +234,19 @@ def test_compare_trains_nothing(cbn_train, tmp_path):
     code, _, err = cbn_train("--compare", tmp_path)
     assert code == 2
     assert "no finished run" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--data", "photos"], "--data"),
+        (["--out", "runs"], "--out"),
+        (["--set", "epochs=1", "--resume"], "--set, --resume"),
+        (["--check"], "--check"),
+        (["--workers", "2", "--device", "cpu", "--compile"], "--workers, --device, --compile"),
+    ],
+)
+def test_compare_refuses_what_is_for_a_training(cbn_train, finished_run, options, named):
+    code, out, err = cbn_train("--compare", finished_run, *options)
+    assert (code, out) == (2, "")
+    assert err == f"Error: --compare trains nothing and reads finished runs alone; leave out {named}.\n"
