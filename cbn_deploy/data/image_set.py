@@ -57,7 +57,12 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _read(path: Path) -> bytes:
+    limit = OWN_IMAGE_LIMITS.max_bytes
     try:
+        # Looked at before it is read: a film among the images must not fill the memory.
+        size = path.stat().st_size
+        if size > limit:
+            raise ImageTooLargeError(f"The image has {size} bytes; at most {limit} are accepted.")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error

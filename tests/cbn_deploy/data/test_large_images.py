@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from PIL import Image
 
 from cbn_deploy.data import (
     ArrayImageSet,
+    DataConfig,
     FileImageSet,
     ImageSet,
     LongTailedData,
     ViewConfig,
+    check_data,
     evaluation_batches,
     training_loader,
 )
@@ -72,6 +75,23 @@ def test_there_is_a_bound_and_it_says_what_to_do(tmp_path: Path, used: str) -> N
     images = FileImageSet([path], np.zeros(1, np.int64), SMALL)
     with pytest.raises(DataError, match=r"bomb\.png: The image has .* Resize it; --check lists every such file"):
         images.parts(0, [whole], (16, 16)) if used == "training" else images.pixels(0)
+
+
+@pytest.mark.parametrize("used", ["training", "evaluation", "doctor"])
+def test_a_film_among_the_images_is_not_read(tmp_path: Path, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = tmp_path / "train" / "a" / "film.jpg"
+    film.parent.mkdir(parents=True)
+    film.touch()
+    os.truncate(film, OWN_IMAGE_LIMITS.max_bytes + 1)  # takes no space on the disk
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    sentence = "The image has 400000001 bytes; at most 400000000 are accepted."
+    if used == "doctor":
+        (too_large,) = check_data(DataConfig(source="image-folder"), tmp_path).too_large
+        assert (too_large.name, too_large.reason) == ("train/a/film.jpg", sentence)
+    else:
+        images = FileImageSet([film], np.zeros(1, np.int64), SMALL)
+        with pytest.raises(DataError, match=rf"^/.*/film\.jpg: {sentence} Resize it; --check lists every such file\.$"):
+            images.parts(0, [whole], (16, 16)) if used == "training" else images.pixels(0)
 
 
 @pytest.fixture
