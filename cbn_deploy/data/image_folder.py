@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,9 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 # What cbn-train writes from the first step of a run on. Its default --out is ./runs, which lies among the classes where
 # --data is the working directory; the report's plots would make a class of it.
 _RUN_FILES = frozenset({"last.pt", "metrics.jsonl"})
+
+# Device and number, or the real path.
+_Identity = tuple[int, int] | Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,15 +152,15 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
     Every folder is read once, in its own place if it has one below ``folder``, so links in a circle come to an end.
     """
-    top = folder.resolve()
-    folders, links, read = [folder], list[Path](), set[Path]()
+    # Not again, and not a folder above: it holds the other classes.
+    passed_over = set(_folders_above(folder))
+    folders, links = [folder], list[Path]()
     while folders or links:
         current = folders.pop() if folders else links.pop(0)
-        real = current.resolve()
-        # Not again, and not a folder above: it holds the other classes.
-        if real in read or (current != folder and top.is_relative_to(real)):
+        identity = _identity(current)
+        if identity in passed_over:
             continue
-        read.add(real)
+        passed_over.add(identity)
         for path in sorted(current.iterdir()):
             if path.name.startswith("."):
                 continue
@@ -165,3 +169,16 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             # A broken link stays in: loading it names it, which beats losing an image silently.
             elif path.is_file() or path.is_symlink():
                 yield path
+
+
+def _folders_above(folder: Path) -> Iterator[_Identity]:
+    for above in folder.resolve().parents:
+        with suppress(OSError):  # what cannot be looked at cannot be read through a link either
+            yield _identity(above)
+
+
+def _identity(folder: Path) -> _Identity:
+    """What tells a folder from every other, by whatever path it is reached."""
+    status = folder.stat()
+    # Some file systems number none. Real paths would do everywhere, but take the square of the depth.
+    return (status.st_dev, status.st_ino) if status.st_ino else folder.resolve()

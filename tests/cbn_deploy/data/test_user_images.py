@@ -184,6 +184,36 @@ def test_links_in_a_circle_and_to_what_is_read_anyway_add_nothing(folder: Path) 
     assert list_images(folder) == before
 
 
+def test_folders_without_numbers_are_told_apart_by_their_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(folder / "train" / "class2" / "more" / "x.png", 99)
+    (folder / "train" / "class2" / "more" / "up").symlink_to("..")
+    (folder / "train" / "class2" / "all").symlink_to(folder / "train")
+    before, stat = list_images(folder), os.stat
+
+    def unnumbered(path: Path, **options: bool) -> os.stat_result:
+        mode, _, *rest = stat(path, **options)
+        return os.stat_result((mode, 0, *rest))
+
+    monkeypatch.setattr(os, "stat", unnumbered)
+    assert (folder / "train").stat().st_ino == 0
+    assert list_images(folder) == before
+    assert len(before.train) == 15
+
+
+def test_the_time_to_list_a_deep_tree_grows_with_its_depth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the depth's square, as it does where every folder's real path is asked for, link by link."""
+    looked_at: list[object] = []
+    lstat = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path, **options: looked_at.append(path) or lstat(path, **options))
+    counts = []
+    for depth in (100, 200):
+        write_image(folder / "train" / "class2" / "/".join("d" * depth) / "x.png", 99)
+        looked_at.clear()
+        assert len(list_images(folder).train) == 14 + depth // 100
+        counts.append(len(looked_at))
+    assert counts[1] < 2.5 * counts[0]
+
+
 def test_the_order_of_the_files_decides_what_is_held_out(folder: Path) -> None:
     class2 = folder / "train" / "class2"
     for name in ("0/x.png", "0-1/x.png", "0.png.d/x.png", "b/a/x.png", "b/a.png", "b.png", "b/.hidden/x.png"):
