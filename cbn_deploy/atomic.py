@@ -14,6 +14,9 @@ from cbn_deploy.errors import OutputError
 
 __all__ = ["atomic_folder", "atomic_path", "atomic_write_bytes", "check_writable"]
 
+# What stands in the folder may have to go on there, so another one is the last remedy.
+_REMEDY = "free space, make the folder writable or choose another folder"
+
 # Reading it means setting it, for all threads: once, before there are any.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -35,7 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(descriptor)
     except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}; choose another folder.") from error
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}; {_REMEDY}.") from error
     temporary = Path(name)
     try:
         yield temporary
@@ -101,7 +104,7 @@ def check_writable(folder: Path, needed_bytes: int = 0) -> None:
             probe.flush()
         status = os.statvfs(folder)
     except OSError as error:
-        raise OutputError(f"Cannot write to {folder}: {error.strerror or error}; choose another folder.") from error
+        raise OutputError(f"Cannot write to {folder}: {error.strerror or error}; {_REMEDY}.") from error
     free = status.f_bavail * status.f_frsize
     if free < needed_bytes:
         raise OutputError(

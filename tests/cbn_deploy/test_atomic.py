@@ -72,3 +72,19 @@ def test_check_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="choose another folder"):
         check_writable(tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_folder_that_takes_nothing_has_remedies_that_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    remedy = f"{os.strerror(number)}; free space, make the folder writable or choose another folder"
+    with pytest.raises(OutputError, match=remedy):
+        check_writable(tmp_path)
+    with pytest.raises(OutputError, match=remedy):
+        atomic_write_bytes(tmp_path / "file", b"")
