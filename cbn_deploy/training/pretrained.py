@@ -37,7 +37,7 @@ def load_pretrained(
     Raises:
         CheckpointError: missing, unreadable, more than plain tensors, or the tensors of another network.
     """
-    path = path.expanduser()
+    path = _at_home(path)
     twin = create_model(bn_twin(architecture))
     classifier = _classifier_name(twin)
     tensors = {name: value for name, value in _read(path).items() if not name.startswith(classifier)}
@@ -58,6 +58,15 @@ def _classifier_name(network: nn.Module) -> str:
     """Prefix of the last linear layer's tensors."""
     names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return f"{names[-1]}."
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} names a user without a home folder here; give the whole path with --set init_from=FILE."
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +133,12 @@ def test_files_that_do_not_serve_get_one_sentence(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         load_pretrained(model, architecture, path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_user_is_one_sentence():
+    architecture, model = made(NormConfig())
+    with pytest.raises(CheckpointError, match="a user without a home folder here; give the whole path"):
+        load_pretrained(model, architecture, Path("~nosuchuser/weights.pth"))
 
 
 def test_another_network_is_refused(tmp_path, source):
