@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from cbn_deploy.atomic import check_writable
-from cbn_deploy.errors import DataError, OutputError, RecipeError
+from cbn_deploy.errors import CheckpointError, DataError, OutputError, RecipeError
 from cbn_deploy.training.recipe import Recipe, changes
 from cbn_deploy.training.state import RunState, load_state
 
@@ -72,10 +72,10 @@ class RunFolder:
         Raises:
             OutputError: another process does, the path is a file, or the folder cannot be made.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file; give a folder with --out.")
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
+            if self.path.exists() and not self.path.is_dir():
+                raise OutputError(f"{self.path} is a file; give a folder with --out.")
+            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             folder = os.open(self.path, os.O_RDONLY)
         except OSError as error:
@@ -94,8 +94,14 @@ class RunFolder:
 
         Raises:
             OutputError: there is one with at least one epoch.
+            CheckpointError: there is a last.pt that cannot be read, so nobody knows how many it has.
         """
-        if self.model.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0):
+        # The state is read last, it is large; one of epoch 0 is what a run leaves that ends in its first epoch.
+        if (
+            self.model.exists()
+            or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+            or (self.state.exists() and load_state(self.state).epoch > 0)
+        ):
             raise OutputError(
                 f"{self.path} already holds a run; add --resume to go on with it, or choose another folder with --out."
             )
@@ -139,6 +145,7 @@ def check_same_run(
     Raises:
         RecipeError: the recipe differs; the message names the settings.
         DataError: the data differ.
+        CheckpointError: the state has more epochs than the recipe.
     """
     differences = changes(recipe, Recipe.from_dict(state.recipe))
     if differences:
@@ -150,4 +157,9 @@ def check_same_run(
         raise DataError(
             "The data are not those that the run was started with (other classes or counts); "
             "restore them, or start a new run in another folder."
+        )
+    if state.epoch > recipe.schedule.epochs:
+        raise CheckpointError(
+            f"The state to resume from is damaged (epoch {state.epoch} of {recipe.schedule.epochs}); "
+            "start again in another folder."
         )

@@ -63,16 +63,22 @@ def append_metrics(path: Path, metrics: EpochMetrics) -> None:
 
 
 def read_metrics(path: Path) -> list[EpochMetrics]:
-    """Every whole line of the file, in order; the line that a kill cut short is left out. No file, no metrics."""
+    """Every whole line of the file, in order; lines that a kill cut short or a disk damaged are left out.
+
+    No file, no metrics.
+    """
     if not path.exists():
         return []
-    epochs = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            epochs.append(EpochMetrics(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
-            break
-    return epochs
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [metrics for line in lines if (metrics := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> EpochMetrics | None:
+    try:
+        metrics = EpochMetrics(**json.loads(line))
+    except (ValueError, TypeError):  # no JSON; other keys
+        return None
+    return metrics if isinstance(metrics.epoch, int) else None
 
 
 def keep_epochs(path: Path, epochs: int) -> list[EpochMetrics]:

@@ -42,7 +42,9 @@ class Picture:
 def draw_pictures(report: RunReport) -> list[Picture]:
     """Every picture that the report has data for."""
     with plot_style():
-        pictures = [_picture(report, "history", "Over the epochs", _history, _history_text(report))]
+        pictures = []
+        if report.history:  # a run whose metrics.jsonl was lost has none
+            pictures.append(_picture(report, "history", "Over the epochs", _history, _history_text(report)))
         pictures.append(_picture(report, "per_class_recall", "Recall per class", _per_class, _per_class_text(report)))
         pictures.append(_picture(report, "shot_groups", "Many, medium and few", _shot_groups, _groups_text(report)))
         if report.mixture:
@@ -203,9 +205,11 @@ def _group_value(report: RunReport, group: ShotGroup) -> str:
 
 def _history_text(report: RunReport) -> str:
     last = report.history[-1]
+    tested = [metrics.top1 for metrics in report.history if metrics.top1 is not None]
+    test = f" and {tested[-1]:.1%} on the test set" if tested else ""  # the last line may be lost, and with it the test
     return (
         f"Two line charts over {last.epoch} epochs. Training loss ends at {last.loss:.3f}; accuracy ends at "
-        f"{last.train_accuracy:.1%} on augmented training images and {_percent(last.top1)} on the test set."
+        f"{last.train_accuracy:.1%} on augmented training images{test}."
     )
 
 

@@ -29,7 +29,7 @@ class RunReport:
         evaluation: the LAST epoch's model on the test set (there is no validation set, so no epoch is chosen).
         comparison: the paper's figures for the same experiment, ``None`` where it has none on these data.
         confusions: the most frequent mistakes.
-        history: one entry an epoch.
+        history: one entry an epoch, without those whose line in metrics.jsonl was lost.
         class_names: K names.
         class_counts: K training counts.
         test_images: size of the test set.

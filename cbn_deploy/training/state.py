@@ -16,6 +16,7 @@ from cbn_deploy.errors import CheckpointError
 __all__ = ["RunState", "capture_state", "load_state", "restore_state", "save_state"]
 
 _FORMAT_VERSION = 1
+_ADVICE = "start again in another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,21 @@ def capture_state(
 
 
 def restore_state(state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put ``model``, ``optimizer`` and torch's CPU generator where :func:`capture_state` found them."""
-    model.load_state_dict(dict(state.model))
-    optimizer.load_state_dict(dict(state.optimizer))
-    torch.set_rng_state(state.random_state)
+    """Put ``model``, ``optimizer`` and torch's CPU generator where :func:`capture_state` found them.
+
+    Raises:
+        CheckpointError: the state is that of another network or optimizer, or of another version of torch.
+    """
+    try:
+        model.load_state_dict(dict(state.model))
+        optimizer.load_state_dict(dict(state.optimizer))
+        torch.set_rng_state(state.random_state)
+    except torch.OutOfMemoryError:  # a RuntimeError, but not the file's fault
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # each has its own kinds
+        raise CheckpointError(
+            f"The state to resume from does not fit the recipe's network and optimizer; {_ADVICE}."
+        ) from error
 
 
 def save_state(path: Path, state: RunState) -> None:
@@ -87,14 +99,35 @@ def load_state(path: Path) -> RunState:
     """Read a state (``weights_only``: a pickle that holds anything but tensors and primitives is refused).
 
     Raises:
-        CheckpointError: the file is truncated, untrusted or not a training state.
+        CheckpointError: the file is truncated, untrusted, damaged or not a training state.
     """
-    advice = "start again in another folder"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own kinds for damaged files
-        raise CheckpointError(f"{path} cannot be read as a training state; {advice}.") from error
+        raise CheckpointError(f"{path} cannot be read as a training state; {_ADVICE}.") from error
     names = {field.name for field in fields(RunState)}
     if not isinstance(content, dict) or content.get("format_version") != _FORMAT_VERSION or not names <= content.keys():
-        raise CheckpointError(f"{path} is not a training state of this version of cbn-deploy; {advice}.")
-    return RunState(**{name: content[name] for name in names})
+        raise CheckpointError(f"{path} is not a training state of this version of cbn-deploy; {_ADVICE}.")
+    state = RunState(**{name: content[name] for name in names})
+    wrong = [name for name, sound in _soundness(state).items() if not sound]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged (its {wrong[0]} cannot be that of a run); {_ADVICE}.")
+    return state
+
+
+def _soundness(state: RunState) -> dict[str, bool]:
+    """Field -> whether it has the type and range of what :func:`capture_state` puts there."""
+    return {
+        "epoch": isinstance(state.epoch, int) and state.epoch >= 0,
+        "recipe": isinstance(state.recipe, dict),
+        "class_names": _is_tuple_of(str, state.class_names),
+        "class_counts": _is_tuple_of(int, state.class_counts),
+        "model": isinstance(state.model, dict),
+        "optimizer": isinstance(state.optimizer, dict),
+        "random_state": isinstance(state.random_state, Tensor),
+        "seconds": isinstance(state.seconds, (int, float)),
+    }
+
+
+def _is_tuple_of(kind: type, values: object) -> bool:
+    return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)

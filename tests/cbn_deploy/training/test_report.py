@@ -102,6 +102,24 @@ def test_every_report_has_its_pictures(report):
         assert len(picture.alternative_text) > 40
 
 
+def test_a_report_without_a_history_has_the_other_pictures_and_all_epochs():
+    report = dataclasses.replace(make_report(), history=())
+    pictures = draw_pictures(report)
+    assert [picture.name for picture in pictures] == ["per_class_recall.png", "shot_groups.png", "mixture.png"]
+    assert "4 epochs in 1 h 02 min" in " ".join(" ".join(Page(render_html(report, pictures)).cells).split())
+
+
+def test_a_history_without_its_tests_does_not_claim_that_there_are_no_test_images():
+    report = make_report()
+    whole, short, untested = (
+        draw_pictures(dataclasses.replace(report, history=report.history[:epochs]))[0].alternative_text
+        for epochs in (4, 3, 1)
+    )
+    assert whole.endswith("40.0% on augmented training images and 40.0% on the test set.")
+    assert short.endswith("30.0% on augmented training images and 20.0% on the test set.")
+    assert untested.endswith("10.0% on augmented training images.")
+
+
 def test_a_picture_shows_its_data():
     good, bad = make_report(), make_report(counts=(300, 290, 280))
     for ours, theirs in zip(draw_pictures(good)[1:3], draw_pictures(bad)[1:3], strict=True):

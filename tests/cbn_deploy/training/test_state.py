@@ -42,7 +42,7 @@ def make_state(model, optimizer, epoch=1):
 def metrics(epoch):
     return EpochMetrics(
         epoch=epoch,
-        loss=1.0 / epoch,
+        loss=1.0,
         classification_loss=0.5,
         split_loss=None,
         consistency_loss=None,
@@ -97,6 +97,69 @@ def test_a_foreign_file_is_not_a_state(tmp_path, content):
         load_state(tmp_path / "last.pt")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epoch", "1"),
+        ("epoch", -1),
+        ("recipe", 5),
+        ("class_names", None),
+        ("class_counts", ("a", "b")),
+        ("model", [1]),
+        ("optimizer", None),
+        ("random_state", 3),
+        ("seconds", "long"),
+    ],
+)
+def test_a_state_with_a_wrong_field_is_damaged(tmp_path, field, value):
+    path = tmp_path / "last.pt"
+    save_state(path, dataclasses.replace(make_state(*make_run()), **{field: value}))
+    with pytest.raises(CheckpointError, match=rf"damaged \(its {field} .*; start again in another folder\."):
+        load_state(path)
+
+
+def test_a_state_that_does_not_fit_is_one_sentence():
+    model, optimizer = make_run()
+    state = make_state(model, optimizer)
+    for wrong in (
+        {"model": {**state.model, "0.bias": torch.zeros(5)}},
+        {"model": {}},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"optimizer": {}},
+        {"random_state": torch.zeros(3, dtype=torch.uint8)},
+        {"random_state": torch.zeros(3)},
+    ):
+        with pytest.raises(CheckpointError, match=r"does not fit .*; start again in another folder") as caught:
+            restore_state(dataclasses.replace(state, **wrong), model, optimizer)
+        assert "\n" not in str(caught.value)
+
+
+def test_more_epochs_than_the_recipe_has_are_no_finished_run():
+    epochs = RECIPE.schedule.epochs
+    check_same_run(make_state(*make_run(), epoch=epochs), RECIPE, ("a", "b"), (9, 2))
+    with pytest.raises(CheckpointError, match=f"epoch {epochs + 1} of {epochs}"):
+        check_same_run(make_state(*make_run(), epoch=epochs + 1), RECIPE, ("a", "b"), (9, 2))
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b'{"epoch": 2, "lo', b"[2]", b'{"epoch": 2}'])
+def test_a_damaged_line_costs_no_other(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    for epoch in (1, 2, 3):
+        append_metrics(path, metrics(epoch))
+    first, _, third = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join((first, damage, third, b"")))
+    assert read_metrics(path) == [metrics(1), metrics(3)]
+    assert keep_epochs(path, 3) == [metrics(1), metrics(3)]
+    assert path.read_bytes() == b"\n".join((first, third, b""))
+
+
+def test_a_line_whose_epoch_is_no_number_is_damaged(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, metrics("1"))
+    append_metrics(path, metrics(2))
+    assert keep_epochs(path, 2) == [metrics(2)]
+
+
 def test_metrics_survive_a_cut_line_and_drop_later_epochs(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
@@ -125,6 +188,25 @@ def test_a_folder_with_a_run_is_not_vacant(tmp_path):
     append_metrics(folder.metrics, metrics(1))
     with pytest.raises(OutputError, match="already holds a run; add --resume"):
         folder.check_vacant()
+
+
+def test_a_trained_state_is_not_overwritten_whatever_else_is_lost(tmp_path):
+    folder = RunFolder(tmp_path)
+    model, optimizer = make_run()
+    save_state(folder.state, make_state(model, optimizer, epoch=0))
+    folder.check_vacant()  # ended in its first epoch
+    save_state(folder.state, make_state(model, optimizer, epoch=1))
+    with pytest.raises(OutputError, match="already holds a run; add --resume"):
+        folder.check_vacant()
+    folder.state.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="start again in another folder"):
+        folder.check_vacant()
+
+
+def test_an_impossible_name_is_one_sentence(tmp_path):
+    folder = RunFolder(tmp_path / ("x" * 300))
+    with pytest.raises(OutputError, match=r"File name too long\); choose another --out"), folder.held():
+        pass
 
 
 def test_a_file_is_not_a_folder(tmp_path):

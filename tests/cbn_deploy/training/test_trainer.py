@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,18 @@ def test_resuming_a_finished_run_writes_its_report_again(finished_run, tiny_reci
     assert [event[0] for event in recorder.events] == ["start", "stage"]
     assert result.report.exists()
     assert_same_weights(weights(tmp_path), weights(finished_run))
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\xff\xfe\x00"], ids=["lost", "empty", "damaged"])
+def test_a_run_without_its_metrics_can_still_be_finished(finished_run, tiny_recipe, photos, tmp_path, left):
+    shutil.copyfile(finished_run / "last.pt", tmp_path / "last.pt")
+    if left is not None:
+        (tmp_path / "metrics.jsonl").write_bytes(left)
+    train(tiny_recipe, photos, tmp_path, resume=True)
+    assert_same_weights(weights(tmp_path), weights(finished_run))
+    report, whole = (json.loads((path / "report.json").read_text()) for path in (tmp_path, finished_run))
+    assert report["history"] == []
+    assert report["evaluation"] == whole["evaluation"]
 
 
 def test_a_run_is_never_overwritten(finished_run, tiny_recipe, photos):
