@@ -201,7 +201,7 @@ class _Run:
             step += 1
             if step % self.execution.steps_between_readings == 0 or step == len(self.loader):
                 if not math.isfinite(averages.loss):
-                    raise _diverged(f"The loss is not finite in epoch {epoch + 1}, step {step}", self.recipe)
+                    raise _diverged(f"The loss is not finite in epoch {epoch + 1}, step {step}", self.stage)
                 self.progress.step_done(
                     StepMetrics(
                         epoch=epoch + 1,
@@ -259,7 +259,7 @@ class _Run:
             return evaluate_predictions(*predictions, self.data.class_counts)
         except ValueError as error:
             raise _diverged(
-                f"The model's test predictions are not finite after epoch {epoch + 1}", self.recipe
+                f"The model's test predictions are not finite after epoch {epoch + 1}", self.stage
             ) from error
 
     def load_initial_weights(self) -> None:
@@ -348,10 +348,13 @@ def _create_model(recipe: Recipe, data: LongTailedData) -> nn.Module:
         raise RecipeError(f"{recipe.model} cannot be built for {data.name}: {error}.") from error
 
 
-def _diverged(what: str, recipe: Recipe) -> TrainingError:
-    advice = [f"lower the learning rate (--set lr={recipe.optimizer.lr / 5:g})"]
-    if recipe.schedule.warmup_epochs == 0:
-        advice.append("warm up (--set schedule.warmup_epochs=2)")
-    if not recipe.is_batch_norm and recipe.norm.statistics != "batch_em":
-        advice.append("train with batch statistics (--set statistics=batch_em)")
+def _diverged(what: str, stage: Stage) -> TrainingError:
+    recipe = stage.recipe
+    key = "decoupled.lr" if stage.classifier_only else "lr"
+    advice = [f"lower the learning rate (--set {key}={recipe.optimizer.lr / 5:g})"]
+    if not stage.classifier_only:  # which has no warm-up, and whose features are fixed
+        if recipe.schedule.warmup_epochs == 0 and stage.epochs > 2:  # a warm-up must leave an epoch
+            advice.append("warm up (--set schedule.warmup_epochs=2)")
+        if not recipe.is_batch_norm and recipe.norm.statistics != "batch_em":
+            advice.append("train with batch statistics (--set statistics=batch_em)")
     return TrainingError(f"{what}; {' or '.join(advice)} in a new --out.")

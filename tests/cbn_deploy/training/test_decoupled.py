@@ -9,7 +9,7 @@ import torch
 from cbn_deploy.checkpoint import load_checkpoint
 from cbn_deploy.data import TrainingBatch
 from cbn_deploy.data.sharding import Sharding
-from cbn_deploy.errors import RecipeError
+from cbn_deploy.errors import RecipeError, TrainingError
 from cbn_deploy.models import create_model
 from cbn_deploy.norm import synchronize
 from cbn_deploy.training import Progress, apply_settings, get_recipe, train
@@ -81,6 +81,15 @@ def decoupled_run(photos, tiny_recipe, tmp_path_factory):
     snapshots = Snapshots(out)
     train(apply_settings(tiny_recipe, TWO_STAGES), photos, out, progress=snapshots)
     return out, list(snapshots.states.values())
+
+
+def test_divergence_of_the_second_stage_names_what_that_stage_has(tiny_recipe, photos, tmp_path):
+    settings = ["model=resnet8", "epochs=6", "decoupled.share=0.5", "decoupled.lr=1e30"]
+    with pytest.raises(TrainingError) as caught:
+        train(apply_settings(tiny_recipe, settings), photos, tmp_path)
+    message = str(caught.value)
+    assert "epoch 4" in message
+    assert "(--set decoupled.lr=2e+29) in a new --out" in message
 
 
 def test_the_feature_extractor_is_bit_identical_through_the_second_stage(decoupled_run):

@@ -201,6 +201,13 @@ def test_divergence_names_the_step_and_what_to_try(tiny_recipe, photos, tmp_path
     assert not (tmp_path / "model.pt").exists()
 
 
+def test_divergence_advises_no_warm_up_that_the_recipe_would_refuse(tiny_recipe, photos, tmp_path):
+    with pytest.raises(TrainingError) as caught:
+        train(apply_settings(tiny_recipe, ["lr=1e30", "epochs=2"]), photos, tmp_path)
+    assert "--set lr=2e+29" in str(caught.value)
+    assert "warmup_epochs" not in str(caught.value)
+
+
 def test_an_unwritable_folder_is_reported_before_training(tiny_recipe, photos):
     recorder = Recorder()
     with pytest.raises(OutputError, match="Cannot write"):
