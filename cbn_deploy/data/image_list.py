@@ -55,14 +55,16 @@ def list_image_lists(
     train = [(path, spell(label)) for path, label in train]
     test = None if test_list is None else [(path, spell(label)) for path, label in _read(test_list, root)]
     both = [*train, *(test or [])]
-    as_indices = all(_is_index(label) for _, label in both) and not (names and all(label in names for _, label in both))
+    labels = {label for _, label in both}
+    as_indices = all(map(_is_index, labels)) and not (names and labels.issubset(names))
     if as_indices:
-        names = names or _numbered(train_list, [int(label) for _, label in both])
+        names = names or _numbered(train_list, labels)
     elif names is None:
-        names = natural_sorted({label for _, label in both})
+        names = _named(train_list, labels)
+    known = set(names)
 
     def labelled(rows: list[tuple[Path, str]], source: Path) -> tuple[LabelledFile, ...]:
-        return tuple(LabelledFile(path, _label_name(label, names, as_indices, source)) for path, label in rows)
+        return tuple(LabelledFile(path, _label_name(label, names, known, as_indices, source)) for path, label in rows)
 
     return Listing(
         root=root,
@@ -179,23 +181,40 @@ def _is_index(label: str) -> bool:
     return label.isascii() and label.isdigit()
 
 
-def _numbered(source: Path, labels: list[int]) -> list[str]:
+def _number(label: str) -> int:
+    """A label of digits as a number; ten digits stand for all longer ones, thousands of which int() refuses."""
+    digits = label.lstrip("0")
+    return int(digits or "0") if len(digits) < 10 else 10**9
+
+
+def _numbered(source: Path, labels: set[str]) -> list[str]:
     """Names for classes that have numbers only."""
-    highest = max(labels)
-    if highest >= MAX_CLASSES:
-        raise DataError(f"{source}: label {highest} is too large; labels are class names or 0-based indices.")
-    if 0 not in labels:
+    highest = max(labels, key=_number)
+    if _number(highest) >= MAX_CLASSES:
+        raise DataError(f"{source}: label {shown(highest)} is too large; labels are class names or 0-based indices.")
+    numbers = {_number(label) for label in labels}
+    if 0 not in numbers:
         raise DataError(
-            f"{source}: the labels go from {min(labels)} to {highest}, but numbers count the classes from 0; number "
-            "them from 0, or write each into classes.txt beside the list, one a line, and they are taken as names."
+            f"{source}: the labels go from {min(numbers)} to {max(numbers)}, but numbers count the classes from 0; "
+            "number them from 0, or write each into classes.txt beside the list, one a line, and they are taken as names."
         )
-    return [str(index) for index in range(highest + 1)]
+    return [str(index) for index in range(max(numbers) + 1)]
 
 
-def _label_name(label: str, names: list[str], as_index: bool, source: Path) -> str:
-    if as_index and int(label) < len(names):
-        return names[int(label)]
-    if not as_index and label in names:
+def _named(source: Path, labels: set[str]) -> list[str]:
+    """Names for classes that only the labels name."""
+    if len(labels) > MAX_CLASSES:
+        raise DataError(
+            f"{source}: {len(labels)} different labels are more than {MAX_CLASSES} classes; write the path before the "
+            "label, or say in a CSV's heading which column is the path and which the label."
+        )
+    return natural_sorted(labels)
+
+
+def _label_name(label: str, names: list[str], known: set[str], as_index: bool, source: Path) -> str:
+    if as_index and _number(label) < len(names):
+        return names[_number(label)]
+    if not as_index and label in known:
         return label
     counted = ", which numbers count from 0" if as_index else ""
     raise DataError(

@@ -65,9 +65,14 @@ class Listing:
 def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sort as people count: "class2" before "class10", case ignored."""
 
+    def number(digits: str) -> tuple[int, int, str]:
+        # Of two numbers the longer is the larger; int() refuses thousands of digits.
+        digits = digits.lstrip("0")
+        return 0, len(digits), digits
+
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-        return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
+        return [number(part) if part[0] in "0123456789" else (1, 0, part) for part in parts], name
 
     return sorted(names, key=key)
 

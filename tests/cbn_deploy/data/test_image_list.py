@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cbn_deploy.data import image_list
+from cbn_deploy.data.listing import natural_sorted
 from cbn_deploy.data.user_images import list_images
 from cbn_deploy.errors import DataError
 
@@ -69,3 +71,44 @@ def test_of_a_long_line_a_message_shows_the_beginning(name: str, text: str, tmp_
     with pytest.raises(DataError) as error:
         list_images(tmp_path)
     assert len(str(error.value)) < len(str(tmp_path)) + 400
+
+
+@pytest.mark.parametrize(("name", "separator"), [("train.csv", ","), ("train.txt", " ")])
+def test_names_without_number_are_no_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, separator: str
+) -> None:
+    """A list with the label before the path has as many classes as images."""
+    monkeypatch.setattr(image_list, "MAX_CLASSES", 100)
+    lines = [f"cat{separator}images/{number}.jpg\n" for number in range(101)]
+    (tmp_path / name).write_text(f"#{separator}#\n" + "".join(lines))
+    with pytest.raises(DataError, match=r"101 different labels are more than 100 classes; write the path before the"):
+        list_images(tmp_path)
+
+
+def test_many_classes_by_name(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("".join(f"{number}.jpg,species {number}\n" for number in range(20_000)))
+    listing = list_images(tmp_path)
+    assert len(listing.class_names) == 20_000
+    assert [listing.class_names[index] for index in (2, 19_999)] == ["species 2", "species 19999"]
+    (tmp_path / "classes.txt").write_text("\n".join(reversed(listing.class_names)))
+    assert list_images(tmp_path).class_names == tuple(reversed(listing.class_names))
+
+
+def test_numbers_of_thousands_of_digits(tmp_path: Path) -> None:
+    """int() refuses them."""
+    (tmp_path / "train.csv").write_text(f"a.png,{'1' * 5000}\nb.png,0\n")
+    with pytest.raises(DataError, match=r"label '1{77}\.\.\.' is too large"):
+        list_images(tmp_path)
+    (tmp_path / "train.csv").write_text(f"a.png,{'0' * 5000}1\nb.png,0\n")
+    assert [file.label for file in list_images(tmp_path).train] == ["1", "0"]
+    (tmp_path / "train.csv").write_text(f"a.png,cat{'1' * 5000}\nb.png,cat{'0' * 5000}2\n")
+    assert list_images(tmp_path).class_names == (f"cat{'0' * 5000}2", f"cat{'1' * 5000}")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "train.csv").write_text(f"a.png,{'1' * 5000}\nb.png,0\n")
+    with pytest.raises(DataError, match=r"label '1{77}\.\.\.' is none of the 2 known classes"):
+        list_images(tmp_path)
+
+
+def test_natural_order_is_that_of_the_numbers() -> None:
+    names = ["a0", "a00", "a1", "a01b", "a2", "a10", "a" + "9" * 4999, "a1" + "0" * 4999]
+    assert natural_sorted(reversed(names)) == names
