@@ -70,7 +70,11 @@ def _at_home(path: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name that the file system refuses
+        found = False
+    if not found:
         raise CheckpointError(
             f"{path} does not exist; give a file of weights with --set init_from=FILE, or none to start afresh."
         )

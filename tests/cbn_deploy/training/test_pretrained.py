@@ -135,10 +135,12 @@ def test_files_that_do_not_serve_get_one_sentence(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_user_is_one_sentence():
+def test_an_unknown_user_or_an_impossible_name_is_one_sentence():
     architecture, model = made(NormConfig())
     with pytest.raises(CheckpointError, match="a user without a home folder here; give the whole path"):
         load_pretrained(model, architecture, Path("~nosuchuser/weights.pth"))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_pretrained(model, architecture, Path("x" * 300))
 
 
 def test_another_network_is_refused(tmp_path, source):
