@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from cbn_deploy.data.labelled_list import MAX_CLASSES, leaves_root, read_text, shown, text_lines
-from cbn_deploy.data.listing import LabelledFile, Listing, natural_sorted, spelling
+from cbn_deploy.data.listing import LabelledFile, Listing, distinct, natural_sorted, spelling
+from cbn_deploy.data.problems import spelled_twice
 from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
 
@@ -51,9 +52,10 @@ def list_image_lists(
     root = train_list.parent
     names = read_class_names(train_list.parent / "classes.txt") if class_names is None else list(class_names)
     train = _read(train_list, root)
-    spell = spelling([label for _, label in train] if names is None else names)
+    test = None if test_list is None else _read(test_list, root)
+    spell = spelling(distinct(label for _, label in (*train, *(test or []))) if names is None else names)
     train = [(path, spell(label)) for path, label in train]
-    test = None if test_list is None else [(path, spell(label)) for path, label in _read(test_list, root)]
+    test = None if test is None else [(path, spell(label)) for path, label in test]
     both = [*train, *(test or [])]
     labels = {label for _, label in both}
     as_indices = all(map(_is_index, labels)) and not (names and labels.issubset(names))
@@ -167,13 +169,14 @@ def read_class_names(path: Path) -> list[str] | None:
     """``classes.txt``: one name a line, in label order; ``None`` if there is no such file.
 
     Raises:
-        DataError: it cannot be read, or names a class twice.
+        DataError: it cannot be read, or names a class twice, be it in two forms of Unicode.
     """
     if not path.is_file():
         return None
     names = [line.strip() for line in text_lines(read_text(path)) if line.strip()]
-    if len(set(names)) != len(names):
-        raise DataError(f"{path} names a class twice; class names must differ.")
+    twice = spelled_twice(names)
+    if twice:
+        raise DataError(f"{path} names a class twice, {shown(twice[0])}; class names must differ.")
     return names
 
 
@@ -196,7 +199,8 @@ def _numbered(source: Path, labels: set[str]) -> list[str]:
     if 0 not in numbers:
         raise DataError(
             f"{source}: the labels go from {min(numbers)} to {max(numbers)}, but numbers count the classes from 0; "
-            "number them from 0, or write each into classes.txt beside the list, one a line, and they are taken as names."
+            "number them from 0, or write each into classes.txt beside the list, one a line, and they are taken as "
+            "names."
         )
     return [str(index) for index in range(max(numbers) + 1)]
 

@@ -19,6 +19,7 @@ __all__ = [
     "LabelledFile",
     "Listing",
     "check_utf8",
+    "distinct",
     "held_out_counts",
     "hold_out",
     "natural_sorted",
@@ -75,6 +76,14 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
         return [number(part) if part[0] in "0123456789" else (1, 0, part) for part in parts], name
 
     return sorted(names, key=key)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Of names that a person would call the same (see :func:`spelling`) the first."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(unicodedata.normalize("NFC", name), name)
+    return list(first.values())
 
 
 def spelling(names: Iterable[str]) -> Callable[[str], str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-__all__ = ["NONE_TO_HOLD_OUT", "class_problems", "sentence_about"]
+__all__ = ["NONE_TO_HOLD_OUT", "class_problems", "sentence_about", "spelled_twice"]
 
 NONE_TO_HOLD_OUT = "No class has two images, so none can be held out for a test; add images or give a test set."
 
@@ -23,6 +25,13 @@ def class_problems(
     no_train = [label for label in class_names if not train.get(label)]
     sentences = [
         "" if len(class_names) > 1 else f"{name} has {len(class_names)} class; a classifier needs at least 2.",
+        sentence_about(
+            spelled_twice(class_names),
+            "class has",
+            "classes have",
+            "two names that look the same, an accent as one character or as two; put all images of a class into one "
+            "folder.",
+        ),
         sentence_about(no_train, "class has", "classes have", "no training images; add some or remove the class."),
     ]
     if test is None:
@@ -30,6 +39,11 @@ def class_problems(
     elif not any(test.values()):
         sentences.append(f"The test set of {name} is empty; add images, or remove it to hold some out of train.")
     return [sentence for sentence in sentences if sentence]
+
+
+def spelled_twice(names: Sequence[str]) -> list[str]:
+    """Names, in their composed form, that are there more than once, in the same or another form of Unicode."""
+    return [name for name, count in Counter(unicodedata.normalize("NFC", name) for name in names).items() if count > 1]
 
 
 def sentence_about(names: list[str], one: str, many: str, rest: str) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from cbn_deploy.data import image_list
+from cbn_deploy.data import DataConfig, check_data, image_list
 from cbn_deploy.data.listing import natural_sorted
-from cbn_deploy.data.user_images import list_images
+from cbn_deploy.data.user_images import list_images, load_image_folder
 from cbn_deploy.errors import DataError
+from cbn_deploy.runtime import Preprocessing
+
+# "café" with its accent as one character and as two: people call them the same, Python does not.
+COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 
 @pytest.mark.parametrize("blank", ["\n", " \n", ",\n", "\r\n\r\n"])
@@ -112,3 +118,37 @@ def test_numbers_of_thousands_of_digits(tmp_path: Path) -> None:
 def test_natural_order_is_that_of_the_numbers() -> None:
     names = ["a0", "a00", "a1", "a01b", "a2", "a10", "a" + "9" * 4999, "a1" + "0" * 4999]
     assert natural_sorted(reversed(names)) == names
+
+
+@pytest.mark.parametrize("spellings", [(COMPOSED, APART), (APART, COMPOSED)])
+def test_two_spellings_of_a_label_are_one_class(tmp_path: Path, spellings: tuple[str, str]) -> None:
+    rows = [f"{number}.png,{name}\n" for number, name in enumerate((*spellings, "bar"))]
+    (tmp_path / "train.csv").write_text("".join(rows), encoding="utf-8")
+    (tmp_path / "test.csv").write_text("".join(reversed(rows)), encoding="utf-8")
+    listing = list_images(tmp_path)
+    assert listing.class_names == ("bar", spellings[0])
+    assert [file.label for file in listing.train] == [spellings[0], spellings[0], "bar"]
+    assert listing.test is not None
+    assert [file.label for file in listing.test] == ["bar", spellings[0], spellings[0]]
+
+
+def test_classes_txt_must_not_spell_a_class_in_two_ways(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text(f"{COMPOSED}\nbar\n{APART}\n", encoding="utf-8")
+    (tmp_path / "train.csv").write_text("a.png,0\nb.png,1\nc.png,2\n")
+    with pytest.raises(DataError, match=f"names a class twice, '{COMPOSED}'; class names must differ"):
+        list_images(tmp_path)
+
+
+def test_two_folders_of_one_class_are_refused(tmp_path: Path) -> None:
+    for number, name in enumerate((COMPOSED, APART, "bar")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for copy in range(2):
+            Image.new("RGB", (8, 8), (number, copy, 0)).save(tmp_path / "train" / name / f"{copy}.png")
+    sentence = (
+        "1 class has two names that look the same, an accent as one character or as two; put all images of a class "
+        f"into one folder ({COMPOSED})."
+    )
+    assert sentence in check_data(DataConfig(source="image-folder"), tmp_path).problems
+    with pytest.raises(DataError) as error:
+        load_image_folder(tmp_path, Preprocessing(height=8, width=8))
+    assert str(error.value) == sentence
