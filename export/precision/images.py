@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from cbn_deploy.data import ImageSet
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import resize
 
 __all__ = ["digest", "pixels"]
 
@@ -18,11 +17,9 @@ def pixels(images: ImageSet, index: int, preprocessing: Preprocessing) -> NDArra
     """One image at the model's size: uint8 (H, W, 3).
 
     Raises:
-        DataError: its file is missing or damaged.
+        DataError: its file is missing, damaged or too elongated.
     """
-    if images.fits(preprocessing):
-        return images.pixels(index)
-    return resize(images.image(index), preprocessing)
+    return images.pixels(index) if images.fits(preprocessing) else images.resized(index, preprocessing)
 
 
 def digest(image: NDArray[np.uint8]) -> bytes:
