@@ -139,7 +139,9 @@ def _field_types(config: type[Any]) -> dict[str, Any]:
 
 
 def _restore(annotation: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(annotation):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{value!r} stands where there should be settings")
         return build(annotation, value)  # type: ignore[arg-type]  # a field's type is a class
     return tuple(value) if isinstance(value, list) else value
 

@@ -161,3 +161,5 @@ def test_a_recipe_from_elsewhere_is_checked():
         Recipe.from_dict({key: value for key, value in plain.items() if key != "data"})
     with pytest.raises(RecipeError, match="epochs must be at least 1"):
         Recipe.from_dict({**plain, "schedule": {**plain["schedule"], "epochs": 0}})
+    with pytest.raises(RecipeError, match="5 stands where there should be settings"):
+        Recipe.from_dict({**plain, "data": 5})
