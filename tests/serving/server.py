@@ -16,7 +16,10 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0  # loading and one trial run, on a busy machine
-PROGRAM = "from serving.cli import main; main()"
+# What a shell runs in the background ignores Ctrl-C, and so would the server that tests send it to.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from serving.cli import main; main()"
+)
 
 
 class Server:
