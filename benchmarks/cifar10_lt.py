@@ -54,7 +54,6 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     # How fast the statistics follow the batches: one component, where they only serve after training, is the control.
     "CBN, 1 components, momentum 0.9": (*ONE_PATH, "components=1", "norm.momentum=0.9"),
     "CBN, momentum 0.5": (*ONE_PATH, "norm.momentum=0.5"),
-    "CBN + SBN + DPL, momentum 0.9": (*DUAL_PATH, "norm.momentum=0.9"),
 }
 
 

@@ -35,7 +35,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "init=identical": ("norm.initialization=identical",),
     "compound path only": ("loss.paths=compound",),
     "compound path only, momentum 0.9": ("loss.paths=compound", "norm.momentum=0.9"),
-    "default, momentum 0.9": ("norm.momentum=0.9",),
     "joint density": ("norm.density_scale=joint",),
     "algorithm2, joint, lambda=0.1": ("statistics=algorithm2", "norm.density_scale=joint", "norm.momentum=0.9"),
     "update_then_read, joint, lambda=0.1": (

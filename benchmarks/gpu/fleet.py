@@ -23,8 +23,7 @@ from cbn_deploy.errors import CheckpointError, RecipeError
 from cbn_deploy.models import create_model
 from cbn_deploy.training.artifacts import build_report
 from cbn_deploy.training.averages import StepSums, means_of
-from cbn_deploy.training.classification import Classification
-from cbn_deploy.training.decoupled import stages
+from cbn_deploy.training.decoupled import StageLosses, stages
 from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.evaluation import evaluate_predictions
 from cbn_deploy.training.execution import Execution, check_recordable
@@ -68,7 +67,7 @@ class Trainee:
         self.model = create_model(recipe.architecture(len(data.class_names)), data.class_counts).to(execution.device)
         self.model.train()
         (self._stage,) = stages(recipe)
-        self._classifications: dict[bool, Classification] = {}
+        self._losses = StageLosses(data.class_counts, execution.device)
         self._descent = Descent(self.model, recipe, execution, Ranks())
         self.history: list[EpochMetrics] = []
         self.completed, self.seconds, self.diverged = 0, 0.0, ""
@@ -84,17 +83,10 @@ class Trainee:
         """Whether epoch ``epoch`` (0-based) is still to be trained here; others of the fleet may not be as far."""
         return not self.diverged and epoch >= self._first
 
-    def _classification(self, epoch: int) -> Classification:
-        weighted = self._stage.is_weighted(epoch)
-        if weighted not in self._classifications:  # one function for all epochs: recorded steps are known by it
-            counts, device = self.data.class_counts, self.execution.device
-            self._classifications[weighted] = self._stage.classification_loss(counts, epoch, device)
-        return self._classifications[weighted]
-
     def take(self, batch: TrainingBatch, epoch: int, step: int, steps: int) -> None:
         """Enqueue one step; nothing waits."""
         rate = self._stage.learning_rate(epoch, step, steps)
-        recipe, classify = self.plan.recipe, self._classification(epoch)
+        recipe, classify = self.plan.recipe, self._losses.of(self._stage, epoch)
         batch = batch if recipe.two_views else replace(batch, weak=None)
         if self._stream is None:
             self._add(self._descent.take(batch, recipe, classify, rate))

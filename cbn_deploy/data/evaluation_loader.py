@@ -25,19 +25,14 @@ class _PixelDataset(Dataset["torch.Tensor | CbnError"]):
     def __init__(self, images: ImageSet, preprocessing: Preprocessing) -> None:
         self._images = images
         self._preprocessing = preprocessing
-        self._fits = images.fits(preprocessing)
 
     def __getitem__(self, indices: range) -> torch.Tensor | CbnError:
         # Returned, not raised: torch buries an error raised in a worker under that process's traceback.
         try:
-            return torch.from_numpy(np.stack([self._pixels(index) for index in indices]))
+            pixels = [self._images.resized(index, self._preprocessing) for index in indices]
+            return torch.from_numpy(np.stack(pixels))
         except CbnError as error:
             return error
-
-    def _pixels(self, index: int) -> _Pixels:
-        if self._fits:
-            return self._images.pixels(index)
-        return self._images.resized(index, self._preprocessing)
 
 
 def _identity(pixels: torch.Tensor | CbnError) -> torch.Tensor | CbnError:

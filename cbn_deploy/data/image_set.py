@@ -16,7 +16,7 @@ from PIL import Image
 from cbn_deploy.data.file_paths import FilePaths
 from cbn_deploy.errors import DataError, ImageError, ImageTooLargeError
 from cbn_deploy.runtime.description import Preprocessing
-from cbn_deploy.runtime.preprocessing import EncodedImage, ImageLimits, decode_image, resize
+from cbn_deploy.runtime.preprocessing import EncodedImage, ImageLimits, check_byte_count, decode_image, resize
 
 __all__ = [
     "OWN_IMAGE_LIMITS",
@@ -57,12 +57,8 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _read(path: Path) -> bytes:
-    limit = OWN_IMAGE_LIMITS.max_bytes
     try:
-        # Looked at before it is read: a film among the images must not fill the memory.
-        size = path.stat().st_size
-        if size > limit:
-            raise ImageTooLargeError(f"The image has {size} bytes; at most {limit} are accepted.")
+        check_byte_count(path.stat().st_size, OWN_IMAGE_LIMITS.max_bytes)
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -126,11 +122,14 @@ class ImageSet(ABC):
         return [_resized_part(image, choose(*image.size), size) for choose in choices]
 
     def resized(self, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-        """The image at the size of any model: uint8 (H, W, 3).
+        """The image at the size of any model, whether that is the set's own or another: uint8 (H, W, 3).
 
         Raises:
             DataError: it cannot be read, or is too elongated to be resized.
         """
+        return self.pixels(index) if self.fits(preprocessing) else self._resized(index, preprocessing)
+
+    def _resized(self, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         image = self.image(index)
         try:
             return resize(image, preprocessing)
@@ -257,7 +256,7 @@ class FileImageSet(ImageSet):
         """
         if index in self._cache:
             return self._cache[index]
-        pixels = self.resized(index, self.preprocessing)
+        pixels = self._resized(index, self.preprocessing)
         if self.cached:
             self._cache[index] = pixels
         return pixels

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from cbn_deploy.errors import CorruptImageError, DataError, ImageTooLargeError
-from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES
+from cbn_deploy.errors import CorruptImageError, DataError
+from cbn_deploy.runtime.preprocessing import IMAGE_SUFFIXES, check_byte_count
 
 __all__ = ["image_names", "image_root", "read_image"]
 
@@ -53,8 +53,7 @@ def read_image(path: Path, max_bytes: int) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise CorruptImageError("It is not an ordinary file.")
-        if status.st_size > max_bytes:
-            raise ImageTooLargeError(f"The image has {status.st_size} bytes; at most {max_bytes} are accepted.")
+        check_byte_count(status.st_size, max_bytes)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in a listed name
         reason = error.strerror if isinstance(error, OSError) else None

@@ -21,6 +21,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "EncodedImage",
     "ImageLimits",
+    "check_byte_count",
     "decode_image",
     "normalize",
     "preprocess",
@@ -147,10 +148,19 @@ class EncodedImage:
             raise CorruptImageError(f"The {self._image.format} image is truncated or damaged.") from error
 
 
+def check_byte_count(count: int, most: int) -> None:
+    """Ask before a file is read, so that a film among the images fills no memory.
+
+    Raises:
+        ImageTooLargeError: the file has more than ``most`` bytes.
+    """
+    if count > most:
+        raise ImageTooLargeError(f"The image has {count} bytes; at most {most} are accepted.")
+
+
 def _open(content: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header."""
-    if len(content) > limits.max_bytes:
-        raise ImageTooLargeError(f"The image has {len(content)} bytes; at most {limits.max_bytes} are accepted.")
+    check_byte_count(len(content), limits.max_bytes)
     if not content:
         raise CorruptImageError("The image is empty (0 bytes); send a JPEG, PNG, WebP or BMP file.")
     try:

@@ -26,7 +26,7 @@ from cbn_deploy.training.classification import Classification, assumed_prior, cl
 from cbn_deploy.training.recipe import Recipe
 from cbn_deploy.training.schedule import cosine_learning_rate
 
-__all__ = ["Stage", "StageSwitch", "last_layer", "stages", "training_prior"]
+__all__ = ["Stage", "StageLosses", "StageSwitch", "last_layer", "stages", "training_prior"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,28 @@ def training_prior(recipe: Recipe, class_counts: Sequence[int]) -> tuple[float, 
     """The class prior that ``softmax(logits)`` of the finished model assumes: that of the last stage's loss."""
     last = stages(recipe)[-1].recipe
     return assumed_prior(last.loss, class_counts, sampling=last.sampling)
+
+
+class StageLosses:
+    """The classification loss of every epoch: one function for all epochs of a stage with the same class weights.
+
+    Recorded steps are known by it.
+
+    Args:
+        class_counts: K training counts.
+        device: of the logits.
+    """
+
+    def __init__(self, class_counts: Sequence[int], device: torch.device) -> None:
+        self._class_counts, self._device = class_counts, device
+        self._made: dict[tuple[Stage, bool], Classification] = {}
+
+    def of(self, stage: Stage, epoch: int) -> Classification:
+        """L_cls in epoch ``epoch`` (0-based, of the run), which is one of ``stage``; see :class:`Stage`."""
+        key = (stage, stage.is_weighted(epoch))
+        if key not in self._made:
+            self._made[key] = stage.classification_loss(self._class_counts, epoch, self._device)
+        return self._made[key]
 
 
 class StageSwitch:

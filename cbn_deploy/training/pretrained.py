@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,11 +71,8 @@ def _at_home(path: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        found = path.is_file()
-    except OSError:  # a name that the file system refuses
-        found = False
-    if not found:
+    # Path.is_file() would raise for a name that is too long for the file system.
+    if not os.path.isfile(path):  # noqa: PTH113
         raise CheckpointError(
             f"{path} does not exist; give a file of weights with --set init_from=FILE, or none to start afresh."
         )

@@ -22,7 +22,7 @@ from cbn_deploy.training.artifacts import EVALUATION_BATCH, build_checkpoint, bu
 from cbn_deploy.training.averages import EpochAverages
 from cbn_deploy.training.classification import Classification
 from cbn_deploy.training.comparison import Comparison
-from cbn_deploy.training.decoupled import Stage, StageSwitch, stages
+from cbn_deploy.training.decoupled import Stage, StageLosses, StageSwitch, stages
 from cbn_deploy.training.descent import Descent
 from cbn_deploy.training.evaluation import Evaluation, evaluate_predictions
 from cbn_deploy.training.execution import Execution, check_recordable, choose_device
@@ -157,7 +157,7 @@ class _Run:
         self.stages = StageSwitch(recipe, self.model, self.descent.optimizer)
         self.stage = stages(recipe)[0]
         self.loader = self._make_loader(self.stage)
-        self.classifications: dict[tuple[Stage, bool], Classification] = {}
+        self.losses = StageLosses(data.class_counts, execution.device)
         self.completed_epochs = 0
         self.seconds = 0.0
 
@@ -307,10 +307,7 @@ class _Run:
         if stage != self.stage:
             self.stage, self.loader = stage, self._make_loader(stage)
             self.descent.prepare()
-        key = (stage, stage.is_weighted(epoch))
-        if key not in self.classifications:  # one function for all epochs: recorded steps are known by it
-            self.classifications[key] = stage.classification_loss(self.data.class_counts, epoch, self.execution.device)
-        return self.classifications[key]
+        return self.losses.of(stage, epoch)
 
     def _make_loader(self, stage: Stage) -> TrainingLoader:
         return training_loader(

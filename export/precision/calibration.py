@@ -15,7 +15,7 @@ from cbn_deploy.errors import DataError
 from cbn_deploy.runtime.description import ModelDescription
 from cbn_deploy.training.test_set import find_training_set
 from export.inputs import image_files
-from export.precision.images import digest, pixels
+from export.precision.images import digest
 
 __all__ = ["CALIBRATION_IMAGES", "Calibration", "calibration_images", "choose_calibration"]
 
@@ -60,7 +60,7 @@ def choose_calibration(
     chosen: dict[bytes, NDArray[np.uint8]] = {}
     in_test_set = 0
     for index in _class_by_class(images.labels):
-        image = pixels(images, int(index), preprocessing)
+        image = images.resized(int(index), preprocessing)
         key = digest(image)
         if key in test_digests:
             in_test_set += 1

@@ -1,4 +1,4 @@
-"""Images one by one, as the model sees them, and what tells two of them apart: their content."""
+"""What tells two images apart: their content, as the model sees it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from cbn_deploy.data import ImageSet
-from cbn_deploy.runtime.description import Preprocessing
-
-__all__ = ["digest", "pixels"]
-
-
-def pixels(images: ImageSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """One image at the model's size: uint8 (H, W, 3).
-
-    Raises:
-        DataError: its file is missing, damaged or too elongated.
-    """
-    return images.pixels(index) if images.fits(preprocessing) else images.resized(index, preprocessing)
+__all__ = ["digest"]
 
 
 def digest(image: NDArray[np.uint8]) -> bytes:

@@ -28,7 +28,7 @@ from export.precision.accuracy import DEFAULT_MAX_DROP, AccuracyReport, compare,
 from export.precision.calibration import Calibration, calibration_images, choose_calibration
 from export.precision.emulation import ARITHMETIC, emulate
 from export.precision.fold import fold_batch_norm
-from export.precision.images import digest, pixels
+from export.precision.images import digest
 from export.precision.int8 import METHOD, quantize_int8
 from export.precision.report import CalibrationRecord, EmulationRecord, PrecisionReport
 from export.precision.same_graph import check_types, require_same_graph
@@ -192,7 +192,7 @@ class _TestSet:
     def some(self, count: int) -> Pixels:
         """Up to ``count`` images, evenly spread: uint8 (n, H, W, 3)."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int))
-        return np.stack([pixels(self._images, int(i), self._preprocessing) for i in chosen])
+        return np.stack([self._images.resized(int(i), self._preprocessing) for i in chosen])
 
     def logits_of_checkpoint(self, model: nn.Module, steps: _Steps) -> tuple[Logits, set[bytes]]:
         """(n, K), and what tells the images from others."""
@@ -220,7 +220,7 @@ class _TestSet:
     def _batches(self) -> Iterator[Pixels]:
         for start in range(0, len(self), _BATCH):
             indices = range(start, min(start + _BATCH, len(self)))
-            yield np.stack([pixels(self._images, i, self._preprocessing) for i in indices])
+            yield np.stack([self._images.resized(i, self._preprocessing) for i in indices])
 
 
 def _judge(float32: Logits, found: Logits, test: _TestSet, request: PrecisionRequest) -> AccuracyReport:
